@@ -1,0 +1,14 @@
+#![doc = include_str!("../README.md")]
+
+mod bytes;
+mod cifar;
+mod dataset;
+mod error;
+mod idx;
+mod loader;
+mod synthetic;
+
+pub use dataset::{Dataset, Images};
+pub use error::{Error, Result};
+pub use loader::{Loader, Order, Partial};
+pub use synthetic::synthetic;

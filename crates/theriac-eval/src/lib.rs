@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+
+mod accuracy;
+mod checks;
+mod declared;
+mod evaluator;
+mod interval;
+mod robust;
+#[cfg(test)]
+mod testing;
+
+pub use accuracy::{Prediction, clean_accuracy};
+pub use checks::{Check, Checks, Finding, Verdict};
+pub use declared::Declared;
+pub use evaluator::Evaluator;
+pub use interval::{Accuracy, wilson};
+pub use robust::{Knowledge, Outcome, Reference, Robust, ThreatModel};

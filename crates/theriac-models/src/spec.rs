@@ -1,0 +1,61 @@
+//! Networks as data.
+
+use serde::{Deserialize, Serialize};
+use theriac::{Classifier, Result};
+use theriac_nn::{Layers, VarBuilder};
+
+use crate::{AdvertorchLenet, AtdaCnn, Lenet};
+
+/// A network as it stands in TOML: `{ kind = "lenet" }`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Spec {
+    /// [`AtdaCnn`].
+    AtdaCnn,
+    /// [`Lenet`].
+    Lenet,
+    /// [`AdvertorchLenet`].
+    AdvertorchLenet,
+}
+
+impl Spec {
+    /// The network over the parameters of `vb`.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    pub fn build(self, layers: &dyn Layers, vb: VarBuilder) -> Result<Box<dyn Classifier>> {
+        Ok(match self {
+            Self::AtdaCnn => Box::new(AtdaCnn::new(layers, vb)?),
+            Self::Lenet => Box::new(Lenet::new(layers, vb)?),
+            Self::AdvertorchLenet => Box::new(AdvertorchLenet::new(layers, vb)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+    use theriac::{Labels, Pixels, Rng};
+    use theriac_nn::{Params, Plain, Twin};
+
+    use super::*;
+
+    #[test]
+    fn networks_have_their_published_size_and_right_gradients() -> Result<()> {
+        for (spec, count) in
+            [(Spec::AtdaCnn, 166_406), (Spec::Lenet, 61_706), (Spec::AdvertorchLenet, 648_226)]
+        {
+            let params = Params::new(1, DType::F64, &Device::Cpu);
+            let twin = Twin::build(&params, |vb| spec.build(&Plain, vb))?;
+            assert_eq!(params.count(), count, "{spec:?}");
+            let values = Rng::new(3).uniform("x", 0, 3 * 784);
+            let x = Tensor::from_vec(values, (3, 1, 28, 28), &Device::Cpu)?;
+            let x = Pixels::new(x.to_dtype(DType::F64)?.affine(0.9, 0.05)?)?;
+            let labels = Labels::new(&[1, 7, 3], 10, &Device::Cpu)?;
+            theriac::contract::classifier(&twin.live, &x, &labels)?;
+            theriac::contract::classifier(&twin.frozen, &x, &labels)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! Where a network gets its layers, so that a defence can change them.
+
+use candle_core::Tensor;
+use theriac::{Pass, Result};
+
+use crate::{BatchNorm, Conv, Linear, VarBuilder};
+
+/// One layer of a network.
+pub trait Layer: Send + Sync {
+    /// Output for an input of shape (N, ...).
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
+}
+
+/// Where activations may be perturbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// After the first convolution.
+    Stem,
+    /// After a convolution inside a block.
+    Conv,
+    /// After a block.
+    Block,
+}
+
+/// Where a network gets its layers. The provided methods are plain; a defence that changes layers
+/// overrides one of them and works with every network of the zoo.
+pub trait Layers {
+    /// A convolution.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    fn conv(&self, spec: &Conv, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        spec.layer(vb)
+    }
+
+    /// A fully connected layer.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    fn linear(&self, spec: &Linear, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        spec.layer(vb)
+    }
+
+    /// A batch norm over `channels`.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    fn norm(&self, channels: usize, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(BatchNorm::new(channels, vb)?))
+    }
+
+    /// A place where an activation of shape (C, H, W) may be perturbed: the identity here.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    fn site(&self, _: Site, _: (usize, usize, usize), _: VarBuilder) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(Identity))
+    }
+}
+
+/// Layers as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Layers for Plain {}
+
+struct Identity;
+
+impl Layer for Identity {
+    fn forward(&self, x: &Tensor, _: &Pass<'_>) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+}

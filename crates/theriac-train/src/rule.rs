@@ -1,0 +1,217 @@
+//! How variables move.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use theriac::{Error, Result};
+use theriac_nn::{Entry, Saved};
+
+use crate::Schedule;
+
+/// How one variable moves along its gradient.
+pub trait Rule: Send {
+    /// One update of every variable of a group. A variable without gradient stays.
+    ///
+    /// # Errors
+    /// A candle error.
+    fn step(&mut self, variables: &[(String, Var)], grads: &GradStore, rate: f64) -> Result<()>;
+
+    /// Buffers and counters, for a file.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    fn state(&self) -> Result<Vec<Entry<'static>>>;
+
+    /// Takes up what [`Rule::state`] wrote, found in the file behind `prefix`.
+    ///
+    /// # Errors
+    /// When an entry is missing.
+    fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, prefix: &str) -> Result<()>;
+}
+
+/// Stochastic gradient descent in PyTorch's order: decay is added to the gradient, then
+/// `b <- momentum b + (1 - dampening) g` (b = g at the first step), then
+/// `w <- w - rate * (nesterov ? g + momentum b : b)`.
+#[derive(Clone, Debug, Default)]
+pub struct Sgd {
+    /// Momentum.
+    pub momentum: f64,
+    /// Dampening of the momentum.
+    pub dampening: f64,
+    /// Nesterov's variant.
+    pub nesterov: bool,
+    /// L2 penalty, added to the gradient.
+    pub weight_decay: f64,
+    buffers: Buffers,
+}
+
+impl Sgd {
+    /// Plain momentum.
+    pub fn momentum(momentum: f64) -> Self {
+        Self { momentum, ..Self::default() }
+    }
+}
+
+/// Adam (Kingma & Ba 2015) in PyTorch's form, with L2 or decoupled (AdamW) decay.
+#[derive(Clone, Debug)]
+pub struct Adam {
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the square root of the second moment.
+    pub eps: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Whether the decay acts on the weights (AdamW) instead of the gradient.
+    pub decoupled: bool,
+    step: usize,
+    first: Buffers,
+    second: Buffers,
+}
+
+impl Default for Adam {
+    fn default() -> Self {
+        Self {
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.0,
+            decoupled: false,
+            step: 0,
+            first: Buffers::default(),
+            second: Buffers::default(),
+        }
+    }
+}
+
+/// One tensor for each variable of a group, by position.
+#[derive(Clone, Debug, Default)]
+struct Buffers(Vec<Var>);
+
+impl Buffers {
+    /// Zeros at the first step.
+    fn fill(&mut self, variables: &[(String, Var)]) -> Result<bool> {
+        if self.0.len() == variables.len() {
+            return Ok(false);
+        }
+        let zeros = variables.iter().map(|(_, var)| Var::from_tensor(&var.zeros_like()?));
+        self.0 = zeros.collect::<candle_core::Result<_>>()?;
+        Ok(true)
+    }
+
+    fn entries(&self, name: &str) -> Result<Vec<Entry<'static>>> {
+        let named = self.0.iter().enumerate();
+        Ok(named.map(|(i, var)| Entry::tensor(format!("{name}.{i}"), var)).collect::<Result<_, _>>()?)
+    }
+
+    fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, name: &str) -> Result<()> {
+        self.0.clear();
+        if saved.shape(&format!("{name}.0")).is_none() {
+            return Ok(());
+        }
+        for (i, (_, var)) in variables.iter().enumerate() {
+            let value = saved.tensor(&format!("{name}.{i}"), var.device())?;
+            self.0.push(Var::from_tensor(&value)?);
+        }
+        Ok(())
+    }
+}
+
+impl Rule for Sgd {
+    fn step(&mut self, variables: &[(String, Var)], grads: &GradStore, rate: f64) -> Result<()> {
+        let first = self.momentum != 0.0 && self.buffers.fill(variables)?;
+        let sgd = theriac_ops::Sgd {
+            lr: rate,
+            momentum: self.momentum,
+            dampening: self.dampening,
+            nesterov: self.nesterov,
+            weight_decay: self.weight_decay,
+        };
+        for (i, (_, var)) in variables.iter().enumerate() {
+            if let Some(grad) = grads.get(var) {
+                theriac_ops::sgd_step(&sgd, var, grad, self.buffers.0.get(i), first)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<Vec<Entry<'static>>> {
+        self.buffers.entries("momentum")
+    }
+
+    fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, prefix: &str) -> Result<()> {
+        self.buffers.restore(variables, saved, &format!("{prefix}momentum"))
+    }
+}
+
+impl Rule for Adam {
+    fn step(&mut self, variables: &[(String, Var)], grads: &GradStore, rate: f64) -> Result<()> {
+        self.first.fill(variables)?;
+        self.second.fill(variables)?;
+        self.step += 1;
+        let adam = theriac_ops::Adam {
+            lr: rate,
+            beta1: self.betas.0,
+            beta2: self.betas.1,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            decoupled: self.decoupled,
+        };
+        for (i, (_, var)) in variables.iter().enumerate() {
+            if let Some(grad) = grads.get(var) {
+                let (m, v) = (&self.first.0[i], &self.second.0[i]);
+                theriac_ops::adam_step(&adam, var, grad, m, v, self.step)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<Vec<Entry<'static>>> {
+        let mut entries = self.first.entries("first")?;
+        entries.extend(self.second.entries("second")?);
+        let step = Tensor::new(&[self.step as u32], &candle_core::Device::Cpu)?;
+        entries.push(Entry::tensor("step", &step)?);
+        Ok(entries)
+    }
+
+    fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, prefix: &str) -> Result<()> {
+        self.first.restore(variables, saved, &format!("{prefix}first"))?;
+        self.second.restore(variables, saved, &format!("{prefix}second"))?;
+        let step = saved.tensor(&format!("{prefix}step"), &candle_core::Device::Cpu)?;
+        self.step = step.to_vec1::<u32>()?[0] as usize;
+        Ok(())
+    }
+}
+
+/// Variables that move by one rule.
+pub struct Group {
+    variables: Vec<(String, Var)>,
+    rule: Box<dyn Rule>,
+    schedule: Schedule,
+}
+
+impl Group {
+    /// A group of variables; [`theriac_nn::Params::trainable`] for all of a network.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn new(
+        variables: Vec<(String, Var)>,
+        rule: impl Rule + 'static,
+        schedule: Schedule,
+    ) -> Result<Self> {
+        if variables.is_empty() {
+            return Err(Error::Empty { what: "group of variables" });
+        }
+        Ok(Self { variables, rule: Box::new(rule), schedule })
+    }
+
+    pub(crate) fn step(&mut self, grads: &GradStore, epoch: usize) -> Result<()> {
+        self.rule.step(&self.variables, grads, self.schedule.at(epoch))
+    }
+
+    pub(crate) fn state(&self) -> Result<Vec<Entry<'static>>> {
+        self.rule.state()
+    }
+
+    pub(crate) fn restore(&mut self, saved: &Saved, prefix: &str) -> Result<()> {
+        self.rule.restore(&self.variables, saved, prefix)
+    }
+}

@@ -1,0 +1,193 @@
+//! Everything about a call that is not its input.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{Device, Tensor};
+
+use crate::{Error, Pixels, Result, Rng};
+
+/// Training or evaluation: batch norm and dropout obey it, noise defences do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics, dropout on.
+    Train,
+    /// Running statistics, dropout off.
+    Eval,
+}
+
+/// Which set of normalisation statistics and affine parameters; 0 is the ordinary one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bank(pub u8);
+
+/// Counts work in images, so that no count depends on how a batch was split.
+#[derive(Debug, Default)]
+pub struct Meter {
+    forwards: AtomicU64,
+    gradients: AtomicU64,
+    zero_gradients: AtomicU64,
+}
+
+impl Meter {
+    /// Records a forward pass over `images`.
+    pub fn forward(&self, images: usize) {
+        self.forwards.fetch_add(images as u64, Ordering::Relaxed);
+    }
+
+    /// Records a gradient pass (forward and backward) over `images`, `zero` of which had a
+    /// gradient that is exactly zero everywhere.
+    pub fn gradient(&self, images: usize, zero: usize) {
+        self.gradients.fetch_add(images as u64, Ordering::Relaxed);
+        self.zero_gradients.fetch_add(zero as u64, Ordering::Relaxed);
+    }
+
+    /// Images that went forward without a gradient.
+    pub fn forwards(&self) -> u64 {
+        self.forwards.load(Ordering::Relaxed)
+    }
+
+    /// Images that went forward and backward.
+    pub fn gradients(&self) -> u64 {
+        self.gradients.load(Ordering::Relaxed)
+    }
+
+    /// Images whose gradient was exactly zero everywhere.
+    pub fn zero_gradients(&self) -> u64 {
+        self.zero_gradients.load(Ordering::Relaxed)
+    }
+}
+
+/// One seeded run on one device: owns the generator and the meter.
+#[derive(Debug)]
+pub struct Run {
+    rng: Rng,
+    device: Device,
+    meter: Meter,
+}
+
+impl Run {
+    /// A run with all its randomness fixed by `seed`.
+    pub fn new(seed: u64, device: &Device) -> Self {
+        Self { rng: Rng::new(seed), device: device.clone(), meter: Meter::default() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The generator.
+    pub fn rng(&self) -> Rng {
+        self.rng
+    }
+
+    /// The counters.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// A pass in evaluation mode over the images with these ids.
+    pub fn eval<'r>(&'r self, samples: &'r [u32]) -> Pass<'r> {
+        let bank = Bank::default();
+        Pass { mode: Mode::Eval, bank, rng: self.rng, samples, meter: &self.meter }
+    }
+
+    /// A pass in training mode over the images with these ids.
+    pub fn train<'r>(&'r self, samples: &'r [u32]) -> Pass<'r> {
+        Pass { mode: Mode::Train, ..self.eval(samples) }
+    }
+}
+
+/// Everything about a call that is not its input: mode, normalisation bank, randomness, the ids
+/// of the images (they key the random numbers) and the counters.
+///
+/// `Copy`, and passed by reference: there is no state in a model that could be left wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'r> {
+    /// Training or evaluation.
+    pub mode: Mode,
+    /// The set of normalisation statistics.
+    pub bank: Bank,
+    /// The generator at this point of the work.
+    pub rng: Rng,
+    /// Ids of the images of the batch in their data set, one for each image.
+    pub samples: &'r [u32],
+    /// The counters of the run.
+    pub meter: &'r Meter,
+}
+
+impl<'r> Pass<'r> {
+    /// The same pass in evaluation mode: for crafting inside training.
+    pub fn eval(&self) -> Self {
+        Self { mode: Mode::Eval, ..*self }
+    }
+
+    /// The same pass at step `step` of an iteration: noise is drawn afresh.
+    pub fn at(&self, step: u64) -> Self {
+        Self { rng: self.rng.at(step), ..*self }
+    }
+
+    /// The same pass for an independent part of the work.
+    pub fn fork(&self, tag: u64) -> Self {
+        Self { rng: self.rng.fork(tag), ..*self }
+    }
+
+    /// The same pass over the images `start .. start + len` of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Samples`] when the range leaves the batch.
+    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
+        let (samples, images) = (self.samples.len(), start + len);
+        let samples = self.samples.get(start..images).ok_or(Error::Samples { samples, images })?;
+        Ok(Self { samples, ..*self })
+    }
+
+    /// Noise uniform in [-1, 1), shaped and placed like `like`, one stream for each sample id.
+    ///
+    /// # Errors
+    /// [`Error::Samples`] when the ids are not one for each image.
+    pub fn uniform(&self, purpose: &str, like: &Pixels) -> Result<Tensor> {
+        self.noise(like.tensor(), |sample, n| self.rng.uniform(purpose, sample, n))?
+            .affine(2.0, -1.0)
+            .map_err(Error::from)
+    }
+
+    /// Noise from N(0, 1), shaped (N, ...) and placed like `like`, one stream for each sample id.
+    ///
+    /// # Errors
+    /// [`Error::Samples`] when the ids are not one for each image.
+    pub fn normal(&self, purpose: &str, like: &Tensor) -> Result<Tensor> {
+        self.noise(like, |sample, n| self.rng.normal(purpose, sample, n))
+    }
+
+    fn noise(&self, like: &Tensor, draw: impl Fn(u64, usize) -> Vec<f32>) -> Result<Tensor> {
+        let (samples, images) = (self.samples.len(), like.dims().first().copied().unwrap_or(0));
+        if samples != images || images == 0 {
+            return Err(Error::Samples { samples, images });
+        }
+        let each = like.elem_count() / images;
+        let values: Vec<f32> =
+            self.samples.iter().flat_map(|&sample| draw(u64::from(sample), each)).collect();
+        let noise = Tensor::from_vec(values, like.shape(), like.device())?;
+        Ok(noise.to_dtype(like.dtype())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn noise_belongs_to_the_sample_not_to_the_batch() -> Result<()> {
+        let run = Run::new(3, &Device::Cpu);
+        let three = Pixels::new(Tensor::zeros((3, 1, 2, 2), DType::F32, &Device::Cpu)?)?;
+        let one = three.narrow(0, 1)?;
+        let together = run.eval(&[5, 9, 2]).uniform("start", &three)?.narrow(0, 1, 1)?;
+        let alone = run.eval(&[9]).uniform("start", &one)?;
+        let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>());
+        assert_eq!(values(&together)?, values(&alone)?);
+        assert!(run.eval(&[1, 2]).uniform("start", &three).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,2 @@
+//! Integration tests across the workspace, one module per question.
+mod layers;
