@@ -3,6 +3,8 @@
 //! The inputs are exact in `f32`, so each case runs in both element types, and through the
 //! kernels as well as through the composed operations of `theriac_ops::portable`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use std::collections::HashMap;
 use theriac_ops::{Adam, ConvConfig, PoolConfig, Sgd, portable};

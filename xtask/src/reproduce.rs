@@ -2,6 +2,7 @@
 //! runs one process for each table and seed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitCode, ExitStatus, Stdio};
@@ -110,7 +111,14 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
     let jobs: Vec<Job<'_>> = jobs.into_iter().filter(|job| job.missing > 0).collect();
     let interrupt = Interrupt::on_signal()?;
     if !jobs.is_empty() {
-        let programs = build(root, &jobs, options)?;
+        if let Some(dir) = &options.log_json {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        let programs = build(root, &jobs, options);
+        if interrupt.is_raised() {
+            return Ok(ExitCode::from(INTERRUPTED_STATUS));
+        }
+        let programs = programs?;
         let shared = Shared {
             options,
             programs,
@@ -136,6 +144,9 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
         .path("target/reproduce/report")
         .join(options.scale.name());
     let index = report::write(&dir, &reported, &store, options.scale)?;
+    if interrupt.is_raised() {
+        eprintln!("Interrupted. The same command goes on from here.");
+    }
     println!("Report: {}", index.display());
     Ok(if interrupt.is_raised() {
         ExitCode::from(INTERRUPTED_STATUS)

@@ -141,13 +141,16 @@ impl Carry {
             let text = format!("{}: no carried images; delete it", saved.path().display());
             return Err(BoxError::from(text).into());
         };
-        self.each = each;
+        let seen = saved.u8(&format!("{prefix}carry.seen"))?;
+        if seen.len() != images {
+            let text = format!("{}: {images} images, {} marks", saved.path().display(), seen.len());
+            return Err(BoxError::from(text).into());
+        }
         match &mut self.kept {
             Kept::F32(kept) => *kept = saved.f32(&name)?,
             Kept::U8(kept) => *kept = saved.u8(&name)?,
         }
-        self.seen = saved.u8(&format!("{prefix}carry.seen"))?;
-        debug_assert_eq!(self.seen.len(), images);
+        (self.each, self.seen) = (each, seen);
         Ok(())
     }
 }

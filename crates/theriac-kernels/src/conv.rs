@@ -2,6 +2,7 @@ use crate::error::{Result, check_len, geometry};
 use crate::gemm::{Strides, gemm};
 use crate::parallel::{CHUNK, collect, split, sum};
 use crate::real::{Real, with_scratch};
+use crate::shifted::Shifted;
 use std::ops::Range;
 
 /// Size in bytes that the column buffer aims at: it fits in the second-level cache of current cores
@@ -28,15 +29,15 @@ const COPY: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv {
     n: usize,
-    c_in: usize,
-    h: usize,
-    w: usize,
-    c_out: usize,
-    kernel: (usize, usize),
-    stride: usize,
-    padding: usize,
-    dilation: usize,
-    groups: usize,
+    pub(crate) c_in: usize,
+    pub(crate) h: usize,
+    pub(crate) w: usize,
+    pub(crate) c_out: usize,
+    pub(crate) kernel: (usize, usize),
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) dilation: usize,
+    pub(crate) groups: usize,
 }
 
 impl Conv {
@@ -410,9 +411,13 @@ pub fn conv2d<T: Real>(
         check_len("conv2d: bias", bias, conv.c_out)?;
     }
     let (rows, taps) = (conv.c_out / conv.groups, conv.taps());
+    let shifted = Shifted::of(conv);
     split(out, CHUNK * conv.out_image(), |chunk, out| {
         let images = out.len() / conv.out_image();
         let x = &x[chunk * CHUNK * conv.image()..][..images * conv.image()];
+        if let Some(shifted) = shifted {
+            return shifted.forward(x, weight, bias, out);
+        }
         with_scratch(conv.scratch::<T>(), |[padded, columns, product]| {
             for tile in conv.tiles::<T>(images) {
                 for group in 0..conv.groups {
@@ -461,9 +466,13 @@ pub fn conv2d_input_grad<T: Real>(
     check_len("conv2d_input_grad: weight", weight, conv.weight_len())?;
     check_len("conv2d_input_grad: grad_x", grad_x, conv.n * conv.image())?;
     let (rows, taps) = (conv.c_out / conv.groups, conv.taps());
+    let shifted = Shifted::of(conv);
     split(grad_x, CHUNK * conv.image(), |chunk, grad_x| {
         let images = grad_x.len() / conv.image();
         let grad_out = &grad_out[chunk * CHUNK * conv.out_image()..][..images * conv.out_image()];
+        if let Some(shifted) = shifted {
+            return shifted.input_grad(grad_out, weight, grad_x);
+        }
         grad_x.fill(T::ZERO);
         with_scratch(conv.scratch::<T>(), |[padded, columns, gathered]| {
             for tile in conv.tiles::<T>(images) {
@@ -508,6 +517,22 @@ pub fn conv2d_weight_grad<T: Real>(
     check_len("conv2d_weight_grad: grad_w", grad_w, conv.weight_len())?;
     let (rows, taps) = (conv.c_out / conv.groups, conv.taps());
     let chunks = conv.n.div_ceil(CHUNK);
+    if let Some(shifted) = Shifted::of(conv) {
+        let partials = collect(chunks, chunks > 1, |chunk| {
+            let first = chunk * CHUNK;
+            let images = CHUNK.min(conv.n - first);
+            let x = &x[first * conv.image()..][..images * conv.image()];
+            let grad_out = &grad_out[first * conv.out_image()..][..images * conv.out_image()];
+            let mut partial = vec![T::ZERO; conv.weight_len()];
+            shifted.weight_grad(x, grad_out, &mut partial);
+            partial
+        });
+        grad_w.fill(T::ZERO);
+        for partial in partials {
+            grad_w.iter_mut().zip(partial).for_each(|(g, p)| *g += p);
+        }
+        return Ok(());
+    }
     let partials = collect(chunks, chunks > 1, |chunk| {
         let first = chunk * CHUNK;
         let images = CHUNK.min(conv.n - first);
@@ -604,6 +629,14 @@ mod tests {
         ([2, 24, 33, 40], [2, 24, 3, 3], 1, 1, 1, 1),
         ([2, 12, 40, 70], [4, 6, 5, 5], 2, 2, 1, 2),
         ([37, 1, 6, 6], [3, 1, 3, 3], 1, 1, 1, 1),
+        // Shifted products: strides 1 to 3, kernels that the stride does not divide, padding that
+        // is larger than the image needs, rows that the stride cuts off.
+        ([21, 16, 14, 14], [32, 16, 4, 4], 2, 1, 1, 1),
+        ([19, 16, 9, 12], [5, 16, 3, 3], 1, 1, 1, 1),
+        ([2, 8, 15, 14], [6, 8, 4, 4], 2, 0, 1, 1),
+        ([3, 5, 16, 17], [7, 5, 3, 4], 2, 3, 1, 1),
+        ([2, 3, 20, 19], [4, 3, 6, 5], 3, 2, 1, 1),
+        ([1, 20, 8, 8], [3, 20, 1, 1], 1, 0, 1, 1),
     ];
 
     fn geometry((x, weight, stride, padding, dilation, groups): Case) -> Conv {

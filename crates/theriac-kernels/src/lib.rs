@@ -11,6 +11,7 @@ mod optim;
 mod parallel;
 mod pool;
 mod real;
+mod shifted;
 #[cfg(test)]
 mod testing;
 

@@ -352,9 +352,9 @@ mod tests {
         let statistics = norm.statistics(&x).unwrap();
         let r = run(&norm, &x, &statistics, true);
         let beta: Vec<f64> = data(3, 3);
-        for c in 0..3 {
+        for (c, beta) in beta.iter().enumerate() {
             let total: f64 = norm.channel(&r.out, c).map(|x| sum(x, |v| v)).sum();
-            assert!((total / 60.0 - beta[c]).abs() < 1e-14);
+            assert!((total / 60.0 - beta).abs() < 1e-14);
             let total: f64 = norm.channel(&r.x, c).map(|x| sum(x, |v| v)).sum();
             assert!(total.abs() < 1e-12, "shifting a channel changes nothing");
         }

@@ -89,11 +89,24 @@ impl Params {
     }
 
     /// Takes the values of the tensors behind `prefix`, as strictly as [`Params::load`].
-    /// PyTorch's `num_batches_tracked` counters are passed over.
     ///
     /// # Errors
     /// [`Error::Mismatch`].
     pub fn restore(&self, saved: &Saved, prefix: &str) -> Result<(), Error> {
+        self.check(saved, prefix)?;
+        for (path, var) in &self.all() {
+            let value = saved.tensor(&format!("{prefix}{path}"), &self.device)?;
+            var.set(&value.to_dtype(var.dtype())?)?;
+        }
+        Ok(())
+    }
+
+    /// Whether names and shapes of the tensors behind `prefix` are exactly those of the network.
+    /// PyTorch's `num_batches_tracked` counters are passed over.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`].
+    pub fn check(&self, saved: &Saved, prefix: &str) -> Result<(), Error> {
         let variables = self.all();
         let mut missing = Vec::new();
         let mut misshapen = Vec::new();
@@ -118,10 +131,6 @@ impl Params {
         if !(missing.is_empty() && unexpected.is_empty() && misshapen.is_empty()) {
             let path = saved.path().to_owned();
             return Err(Error::Mismatch { path, missing, unexpected, misshapen });
-        }
-        for (path, var) in &variables {
-            let value = saved.tensor(&format!("{prefix}{path}"), &self.device)?;
-            var.set(&value.to_dtype(var.dtype())?)?;
         }
         Ok(())
     }

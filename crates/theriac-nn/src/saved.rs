@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 
 use crate::Error;
 
@@ -165,23 +165,27 @@ impl Saved {
     /// # Errors
     /// [`Error::Absent`], or [`Error::Format`] for another dtype.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let view = self.view(name)?;
-        if view.dtype() != Dtype::F32 {
-            let reason = format!("{name} is {:?}, expected F32", view.dtype());
-            return Err(Error::Format { path: self.path.clone(), reason });
-        }
-        Ok(bytemuck::pod_collect_to_vec(view.data()))
+        Ok(bytemuck::pod_collect_to_vec(self.view_of(name, Dtype::F32)?.data()))
     }
 
     /// The bytes of a u8 tensor.
     ///
     /// # Errors
-    /// [`Error::Absent`].
+    /// [`Error::Absent`], or [`Error::Format`] for another dtype.
     pub fn u8(&self, name: &str) -> Result<Vec<u8>, Error> {
-        Ok(self.view(name)?.data().to_vec())
+        Ok(self.view_of(name, Dtype::U8)?.data().to_vec())
     }
 
-    fn view(&self, name: &str) -> Result<safetensors::tensor::TensorView<'_>, Error> {
+    fn view_of(&self, name: &str, dtype: Dtype) -> Result<TensorView<'_>, Error> {
+        let view = self.view(name)?;
+        if view.dtype() == dtype {
+            return Ok(view);
+        }
+        let reason = format!("{name} is {:?}, expected {dtype:?}", view.dtype());
+        Err(Error::Format { path: self.path.clone(), reason })
+    }
+
+    fn view(&self, name: &str) -> Result<TensorView<'_>, Error> {
         let absent = || Error::Absent {
             path: self.path.clone(),
             name: name.to_owned(),
@@ -213,7 +217,7 @@ mod tests {
         assert_eq!(saved.u8("b").unwrap(), [7]);
         assert_eq!(saved.about(), &about);
         assert!(saved.f32("y").unwrap_err().to_string().contains("\"x\""));
-        assert!(saved.f32("b").is_err());
+        assert!(saved.f32("b").is_err() && saved.u8("x").is_err());
     }
 
     #[test]

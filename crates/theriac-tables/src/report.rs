@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use crate::results::{Results, Summary};
 use crate::store::write_atomic;
-use crate::text::ours;
-use crate::{Column, Error, Judgement, Kind, Reading, Result, Row, Scale, Store, Table, plot};
+use crate::text::{not_judged, ours};
+use crate::{
+    Claim, Column, Error, Judgement, Kind, Reading, Result, Row, Scale, Store, Table, plot,
+};
 
 /// One page: a paper at a scale, with its drawings.
 #[derive(Debug, Clone)]
@@ -114,6 +116,10 @@ impl Page {
             let _ = write!(self.markdown, "![{}]({name})\n\n", escape(alt));
             self.drawings.push((name, svg));
         }
+        if measured + failed == 0 && table.printed.is_empty() {
+            self.markdown += "Nothing was measured.\n";
+            return Ok(());
+        }
         let mut notes = Notes {
             prefix: table.id.clone(),
             ..Notes::default()
@@ -136,18 +142,23 @@ impl Page {
         if table.claims.is_empty() {
             return;
         }
-        let _ = write!(
-            self.markdown,
-            "Claims, judged at {} scale:\n\n| claim | test | outcome |\n| --- | --- | --- |\n",
-            results.scale
-        );
-        for claim in &table.claims {
-            let judgement = claim.judge(results);
+        let judged: Vec<(&Claim, Judgement)> = table
+            .claims
+            .iter()
+            .map(|claim| (claim, claim.judge(results)))
+            .filter(|(_, judgement)| *judgement != Judgement::NotJudged)
+            .collect();
+        if !judged.is_empty() {
+            let _ = writeln!(
+                self.markdown,
+                "Claims, judged at {} scale:\n",
+                results.scale
+            );
+            self.markdown += "| claim | test | outcome |\n| --- | --- | --- |\n";
+        }
+        for (claim, judgement) in &judged {
             self.counts[2] += usize::from(matches!(judgement, Judgement::Holds { .. }));
-            self.counts[3] += usize::from(!matches!(
-                judgement,
-                Judgement::NotRun | Judgement::NotJudged
-            ));
+            self.counts[3] += usize::from(*judgement != Judgement::NotRun);
             let left = format!("({}, {})", claim.left.row, claim.left.column);
             let test = format!("{left} {} {}", claim.op, claim.right_side());
             let _ = writeln!(
@@ -157,7 +168,12 @@ impl Page {
                 escape(&test)
             );
         }
-        self.markdown.push('\n');
+        if !judged.is_empty() {
+            self.markdown.push('\n');
+        }
+        if let Some(sentence) = not_judged(results) {
+            let _ = writeln!(self.markdown, "{sentence}\n");
+        }
     }
 }
 
@@ -166,19 +182,17 @@ fn note(results: &Results<'_>) -> String {
     let settings = results.table.at(results.scale);
     let mut note = settings.note.clone();
     if let Some(reason) = &settings.not_run {
-        let left_out: Vec<&str> = results
-            .table
-            .columns
+        let columns = &results.table.columns;
+        let left_out: Vec<&str> = columns
             .iter()
             .filter(|column| !results.table.runs(column, results.scale))
             .map(|column| column.name.as_str())
             .collect();
-        let _ = write!(
-            note,
-            " Not run at {} scale ({reason}): {}.",
-            results.scale,
-            escape(&left_out.join(", "))
-        );
+        let _ = write!(note, " Not run at {} scale ({reason})", results.scale);
+        if left_out.len() < columns.len() {
+            let _ = write!(note, ": {}", escape(&left_out.join(", ")));
+        }
+        note.push('.');
     }
     note
 }

@@ -1,7 +1,7 @@
 //! A table as aligned plain text, for a terminal.
 
 use crate::results::{Results, Summary};
-use crate::{Column, Reading, Row};
+use crate::{Column, Judgement, Reading, Row};
 
 /// Our value as reports write it: mean and deviation, or value and interval.
 pub(crate) fn ours(summary: &Summary, column: &Column) -> String {
@@ -42,16 +42,43 @@ pub fn text(results: &Results<'_>) -> String {
         lines.push(line);
     }
     let mut out = format!("{} ({} scale)\n", table.title, results.scale);
-    out += &aligned(&lines);
+    if results.counts() != (0, 0) || !table.printed.is_empty() {
+        out += &aligned(&lines);
+    }
     let settings = table.at(results.scale);
     out += &format!("{}\n", settings.note);
     if let Some(reason) = &settings.not_run {
         out += &format!("Not run at {} scale: {reason}.\n", results.scale);
     }
     for claim in &table.claims {
-        out += &format!("  {}: {}\n", claim.judge(results), claim.says);
+        match claim.judge(results) {
+            Judgement::NotJudged => {}
+            judgement => out += &format!("  {judgement}: {}\n", claim.says),
+        }
+    }
+    if let Some(sentence) = not_judged(results) {
+        out += &format!("  {sentence}\n");
     }
     out
+}
+
+/// How many claims are not meant for the scale, as a sentence.
+pub(crate) fn not_judged(results: &Results<'_>) -> Option<String> {
+    let claims = results.table.claims.iter();
+    match claims
+        .filter(|claim| claim.judge(results) == Judgement::NotJudged)
+        .count()
+    {
+        0 => None,
+        1 => Some(format!(
+            "One claim is not judged at {} scale.",
+            results.scale
+        )),
+        n => Some(format!(
+            "{n} claims are not judged at {} scale.",
+            results.scale
+        )),
+    }
 }
 
 fn cell(results: &Results<'_>, row: &Row, column: &Column, reading: &Reading) -> String {

@@ -174,11 +174,13 @@ fn resume<M: Model, O: Objective<M>>(
     let history: Vec<Epoch> = serde_json::from_str(history).map_err(|error| {
         BoxError::from(format!("{}: no training history ({error}); delete it", path.display()))
     })?;
-    twin.params.restore(&saved, "params.")?;
+    // The parameters last: where the rest does not fit, the network stays as it is.
+    twin.params.check(&saved, "params.")?;
     for (i, group) in groups.iter_mut().enumerate() {
         group.restore(&saved, &format!("groups.{i}."))?;
     }
     objective.restore(&saved, "objective.")?;
+    twin.params.restore(&saved, "params.")?;
     tracing::info!(epochs = history.len(), path = %path.display(), "continuing");
     Ok(history)
 }

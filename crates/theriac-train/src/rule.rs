@@ -103,9 +103,6 @@ impl Buffers {
 
     fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, name: &str) -> Result<()> {
         self.0.clear();
-        if saved.shape(&format!("{name}.0")).is_none() {
-            return Ok(());
-        }
         for (i, (_, var)) in variables.iter().enumerate() {
             let value = saved.tensor(&format!("{name}.{i}"), var.device())?;
             self.0.push(Var::from_tensor(&value)?);
@@ -137,6 +134,9 @@ impl Rule for Sgd {
     }
 
     fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, prefix: &str) -> Result<()> {
+        if self.momentum == 0.0 {
+            return Ok(());
+        }
         self.buffers.restore(variables, saved, &format!("{prefix}momentum"))
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Once;
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
-use theriac::{Budget, Eps, Labels, Run};
+use theriac::{Budget, Eps, Run};
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, bim};
@@ -27,6 +27,10 @@ use theriac_train::{
 };
 
 mod scoring;
+
+// Attacks allocate and free the same sizes over and over.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const MODEL: &str = "model.safetensors";
 const HISTORY: &str = "history.json";
@@ -55,6 +59,13 @@ struct Settings {
     #[serde(default)]
     reading: Reading,
     attack: scoring::Attack,
+    /// Random starts of the attacks that have them.
+    #[serde(default = "one")]
+    restarts: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,12 +128,15 @@ impl Experiment for Epochwise {
     }
 }
 
-/// The mean over epochs.
+/// The median over epochs: other work on the machine comes in bursts.
 fn per_epoch(history: &[Epoch], of: impl Fn(&Epoch) -> f64) -> Measured {
-    let n = history.len();
-    let value = history.iter().map(of).sum::<f64>() / n as f64;
+    let mut values: Vec<f64> = history.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    let value = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
+    let interval = Some((values[0], values[n - 1]));
     let seconds = history.iter().map(|epoch| epoch.seconds).sum();
-    Measured { value, n, seconds, ..Measured::default() }
+    Measured { value, n, interval, seconds, ..Measured::default() }
 }
 
 fn use_threads(threads: Option<usize>) {
@@ -259,15 +273,4 @@ impl Go<'_> {
 
 fn into_theriac(error: theriac_data::Error) -> theriac::Error {
     theriac::Error::Other(error.into())
-}
-
-/// Batches of the test split.
-fn test_batches(
-    data: &Images,
-    device: &Device,
-) -> Result<impl Iterator<Item = theriac::Result<theriac::Batch<Labels>>>, BoxError> {
-    const BATCH: usize = 256;
-    let loader = Loader::new(data, BATCH, Order::Sequential, Partial::Keep)?.device(device);
-    let batches: Vec<_> = loader.epoch(0).map(|batch| batch.map_err(into_theriac)).collect();
-    Ok(batches.into_iter())
 }

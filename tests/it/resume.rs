@@ -1,0 +1,261 @@
+//! Training that was interrupted ends with the bits of training that was not.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use theriac::{Classifier, Result, Rng, Run};
+use theriac_adversarial::AdversarialTraining;
+use theriac_atda::Atda;
+use theriac_attacks::{Fgsm, Pgd};
+use theriac_data::{Loader, Order, Partial};
+use theriac_epochwise::{EpochWise, Reading, Store};
+use theriac_models::AtdaCnn;
+use theriac_nn::{Params, Twin};
+use theriac_train::{
+    Adam, Clean, Group, LabelSource, Objective, Outcome, Plan, Schedule, Sgd, fit,
+};
+
+use crate::golden_models::fresh;
+use crate::support::{eps, fashion, linf, network, snapshot};
+
+const EPOCHS: usize = 4;
+
+fn adam(params: &Params) -> Result<Group> {
+    Group::new(
+        params.trainable(),
+        Adam::default(),
+        Schedule::Constant { rate: 1e-3 },
+    )
+}
+
+fn momentum(params: &Params) -> Result<Group> {
+    let schedule = Schedule::Steps {
+        rate: 0.05,
+        milestones: vec![1, 3],
+        factor: 0.5,
+    };
+    Group::new(params.trainable(), Sgd::momentum(0.9), schedule)
+}
+
+/// Trains on 48 images in batches of 16; `stop` ends it in the middle of that epoch.
+fn run<C: Classifier>(
+    twin: &Twin<C>,
+    objective: &mut impl Objective<C>,
+    group: fn(&Params) -> Result<Group>,
+    state: Option<&Path>,
+    stop: Option<usize>,
+) -> Result<Outcome> {
+    let images = fashion(48);
+    let loader = Loader::new(&images, 16, Order::Shuffled(Rng::new(4)), Partial::Keep)?;
+    let plan = Plan {
+        epochs: EPOCHS,
+        batches: loader.batches(),
+        state,
+    };
+    let mut groups = [group(&twin.params)?];
+    let seeded = Run::new(11, &Device::Cpu);
+    let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));
+    fit(
+        twin,
+        objective,
+        &mut groups,
+        plan,
+        &seeded,
+        epoch,
+        |progress| match stop == Some(progress.epoch) && progress.batch == 2 {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        },
+    )
+}
+
+fn length(outcome: &Outcome) -> (bool, usize) {
+    match outcome {
+        Outcome::Done(history) => (true, history.len()),
+        Outcome::Stopped(history) => (false, history.len()),
+    }
+}
+
+/// Interrupts in every epoch and continues with objects that know nothing.
+fn continues<O: Objective<AtdaCnn>>(
+    objective: impl Fn() -> Result<O>,
+    group: fn(&Params) -> Result<Group>,
+) -> Result<()> {
+    let twin = network(1)?;
+    run(&twin, &mut objective()?, group, None, None)?;
+    let whole = snapshot(&twin.params)?;
+    for epoch in 0..EPOCHS {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state.safetensors");
+        let outcome = run(
+            &network(1)?,
+            &mut objective()?,
+            group,
+            Some(&state),
+            Some(epoch),
+        )?;
+        assert_eq!(length(&outcome), (false, epoch));
+        assert_eq!(state.exists(), epoch > 0);
+        // With a whole epoch in the file, where the new network starts must not matter.
+        let twin = network(if epoch == 0 { 1 } else { 99 })?;
+        let outcome = run(&twin, &mut objective()?, group, Some(&state), None)?;
+        assert_eq!(length(&outcome), (true, EPOCHS));
+        assert!(
+            snapshot(&twin.params)? == whole,
+            "interrupted in epoch {epoch}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn clean_training_with_momentum_continues() -> Result<()> {
+    continues(|| Ok(Clean), momentum)
+}
+
+#[test]
+fn adversarial_training_with_adam_continues() -> Result<()> {
+    let attack = Fgsm { budget: linf(0.2) };
+    let label = LabelSource::Predicted;
+    continues(
+        || {
+            Ok(AdversarialTraining {
+                attack,
+                clean_weight: 0.5,
+                label,
+            })
+        },
+        adam,
+    )
+}
+
+#[test]
+fn adversarial_training_with_random_starts_continues() -> Result<()> {
+    let attack = Pgd::new(linf(0.2), eps(0.1), 2);
+    let label = LabelSource::True;
+    continues(
+        || {
+            Ok(AdversarialTraining {
+                attack,
+                clean_weight: 0.0,
+                label,
+            })
+        },
+        adam,
+    )
+}
+
+#[test]
+fn atda_continues() -> Result<()> {
+    continues(|| Ok(Atda::new(Fgsm { budget: linf(0.2) })), adam)
+}
+
+#[test]
+fn epochwise_training_continues() -> Result<()> {
+    for store in [Store::F32, Store::U8] {
+        // A reset in epoch 3, after some of the interruptions.
+        let reading = Reading {
+            store,
+            reset_every: 3,
+            ..Reading::default()
+        };
+        continues(|| EpochWise::new(eps(0.2), reading), adam)?;
+    }
+    Ok(())
+}
+
+/// The error of continuing from a state file; it must leave network and file as they are.
+fn refusal<C: Classifier>(
+    twin: &Twin<C>,
+    objective: &mut impl Objective<C>,
+    group: fn(&Params) -> Result<Group>,
+    state: &Path,
+) -> Result<String> {
+    let (params, bytes) = (snapshot(&twin.params)?, std::fs::read(state).unwrap());
+    let error = run(twin, objective, group, Some(state), None).unwrap_err();
+    assert!(
+        snapshot(&twin.params)? == params,
+        "the network moved: {error}"
+    );
+    assert!(
+        std::fs::read(state).unwrap() == bytes,
+        "the file changed: {error}"
+    );
+    Ok(error.to_string())
+}
+
+#[test]
+fn a_file_that_does_not_fit_is_refused_and_changes_nothing() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state.safetensors");
+    run(&network(1)?, &mut Clean, adam, Some(&state), Some(1))?;
+
+    let other = fresh("std", DType::F32)?;
+    let text = refusal(&other, &mut Clean, adam, &state)?;
+    assert!(text.contains("does not fit this network"), "{text}");
+    assert!(
+        text.contains("fc2.weight") && text.contains("state.safetensors"),
+        "{text}"
+    );
+
+    let whole = std::fs::read(&state).unwrap();
+    for keep in [0, 5, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&state, &whole[..keep]).unwrap();
+        let text = refusal(&network(2)?, &mut Clean, adam, &state)?;
+        assert!(
+            text.contains("not a whole safetensors file"),
+            "{keep} bytes: {text}"
+        );
+        assert!(text.contains("state.safetensors"), "{text}");
+    }
+
+    let weights = folder.path().join("weights.safetensors");
+    network(1)?.params.save(&weights, &Default::default())?;
+    let text = refusal(&network(2)?, &mut Clean, adam, &weights)?;
+    assert!(text.contains("no training history"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_file_of_another_optimiser_or_objective_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let [clean, atda, carried] = ["clean", "atda", "carried"].map(|name| folder.path().join(name));
+    let fgsm = Fgsm { budget: linf(0.2) };
+    let epochwise = |store| {
+        EpochWise::new(
+            eps(0.2),
+            Reading {
+                store,
+                ..Reading::default()
+            },
+        )
+    };
+    run(&network(1)?, &mut Clean, adam, Some(&clean), Some(1))?;
+    run(
+        &network(1)?,
+        &mut Atda::new(fgsm),
+        momentum,
+        Some(&atda),
+        Some(1),
+    )?;
+    run(
+        &network(1)?,
+        &mut epochwise(Store::F32)?,
+        adam,
+        Some(&carried),
+        Some(1),
+    )?;
+
+    let text = refusal(&network(2)?, &mut Clean, momentum, &clean)?;
+    assert!(text.contains("groups.0.momentum.0"), "{text}");
+    let text = refusal(&network(2)?, &mut Atda::new(fgsm), adam, &atda)?;
+    assert!(text.contains("groups.0.first.0"), "{text}");
+    let text = refusal(&network(2)?, &mut Atda::new(fgsm), adam, &clean)?;
+    assert!(text.contains("objective.centres"), "{text}");
+    let text = refusal(&network(2)?, &mut epochwise(Store::F32)?, adam, &clean)?;
+    assert!(text.contains("no carried images"), "{text}");
+    let text = refusal(&network(2)?, &mut epochwise(Store::U8)?, adam, &carried)?;
+    assert!(text.contains("objective.carry.images"), "{text}");
+    Ok(())
+}
