@@ -11,6 +11,8 @@
 use serde::{Deserialize, Serialize};
 use theriac::{Aim, Attack, Budget, Model, Pass, Pixels, Result, gradient};
 
+use crate::{Declare, Declared};
+
 /// One step of the whole budget along the steepest ascent of the loss.
 ///
 /// ```
@@ -36,6 +38,17 @@ impl<M: Model + ?Sized> Attack<M> for Fgsm {
         let (_, g) = gradient(clean, pass, |x| model.loss(x, aim.target(), pass))?;
         let step = (self.budget.norm().steepest(&g)? * (aim.sign() * self.budget.eps().get()))?;
         self.budget.project(&(clean.tensor() + step)?, clean)
+    }
+}
+
+impl Declare for Fgsm {
+    fn declared(&self) -> Declared {
+        let (budget, reach) = (self.budget, Some(self.budget.eps().get()));
+        Declared { name: "FGSM".to_owned(), budget, reach, iterative: false }
+    }
+
+    fn scaled(self, factor: f64) -> Result<Self> {
+        Ok(Self { budget: self.budget.scaled(factor)? })
     }
 }
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod bim;
+mod declared;
 mod fgsm;
 mod mi_fgsm;
 mod pgd;
@@ -11,6 +12,7 @@ mod start;
 mod testing;
 
 pub use bim::bim;
+pub use declared::{Declare, Declared};
 pub use fgsm::Fgsm;
 pub use mi_fgsm::MiFgsm;
 pub use pgd::{Keep, Pgd};

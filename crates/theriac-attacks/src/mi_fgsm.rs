@@ -13,6 +13,8 @@ use candle_core::D;
 use serde::{Deserialize, Serialize};
 use theriac::{Aim, Attack, Budget, Eps, Model, Pass, Pixels, Result, gradient};
 
+use crate::{Declare, Declared};
+
 /// PGD from the clean image along an accumulated gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +65,17 @@ impl<M: Model + ?Sized> Attack<M> for MiFgsm {
             x = self.budget.project(&(x.tensor() + step)?, clean)?;
         }
         Ok(x)
+    }
+}
+
+impl Declare for MiFgsm {
+    fn declared(&self) -> Declared {
+        let name = format!("MI-FGSM with decay {}", self.decay);
+        Declared::steps(&name, self.budget, self.steps, self.step)
+    }
+
+    fn scaled(self, factor: f64) -> Result<Self> {
+        Ok(Self { budget: self.budget.scaled(factor)?, step: self.step.times(factor)?, ..self })
     }
 }
 

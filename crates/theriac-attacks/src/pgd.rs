@@ -13,9 +13,9 @@
 
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
-use theriac::{Aim, Attack, Budget, Eps, Model, Pass, Pixels, Result, gradient};
+use theriac::{Aim, Attack, Budget, Eps, Model, Norm, Pass, Pixels, Result, gradient};
 
-use crate::Start;
+use crate::{Declare, Declared, Start};
 
 /// Which iterate an iterative attack returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +137,25 @@ impl<M: Model + ?Sized> Attack<M> for Pgd {
     ) -> Result<Pixels> {
         let start = self.start.point(clean, &self.budget, pass)?;
         self.perturb_from(&start, model, clean, aim, pass)
+    }
+}
+
+impl Declare for Pgd {
+    fn declared(&self) -> Declared {
+        let kind = match (self.start, self.budget.norm()) {
+            (Start::Clean, Norm::Linf) => "BIM".to_owned(),
+            (Start::Clean, _) => "PGD from the clean image".to_owned(),
+            (start, _) => format!("PGD from a random start ({start:?})"),
+        };
+        let mut declared = Declared::steps(&kind, self.budget, self.steps, self.step);
+        if self.keep == Keep::Best {
+            declared.name.push_str(", best iterate");
+        }
+        declared
+    }
+
+    fn scaled(self, factor: f64) -> Result<Self> {
+        Ok(Self { budget: self.budget.scaled(factor)?, step: self.step.times(factor)?, ..self })
     }
 }
 

@@ -5,11 +5,11 @@ use theriac::{
     Aim, Attack, Batch, Budget, Classifier, Eps, Error, Labels, Meter, Model, Norm, Pass, Pixels,
     Result, Run, Target, craft, gradient,
 };
-use theriac_attacks::{Keep, Pgd, Spec, Start};
+use theriac_attacks::{Declare, Keep, Pgd, Spec, Start};
 
 use crate::accuracy::{labels_of, largest, logits, over_ranges, predict, sort_by_sample};
 use crate::checks::{self, Check, Checks, Verdict};
-use crate::declared::doubled;
+use crate::doubled::doubled;
 use crate::{Accuracy, Declared, Knowledge, Outcome, Reference, Robust, ThreatModel};
 
 /// Images that the checks on a few images use: those with the smallest ids.
@@ -69,12 +69,11 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         batches: impl IntoIterator<Item = Result<Batch<Labels>, E>>,
         observe: impl FnMut(usize),
     ) -> Result<Robust> {
-        let larger = doubled(spec)?.map(|spec| (Declared::try_from(spec), spec.build()));
-        let larger = larger.map(|(declared, attack)| declared.map(|d| (d.budget, attack)));
-        let declared = Declared::try_from(spec)?;
+        let larger = doubled(spec)?.map(|spec| (spec.declared().budget, spec.build()));
+        let declared = spec.declared();
         self.evaluate(
             &*spec.build(),
-            larger.transpose()?,
+            larger,
             &declared,
             batches,
             observe,
@@ -620,7 +619,7 @@ mod tests {
         };
         let declared = Declared {
             name: "disguised".to_owned(),
-            ..Declared::try_from(pgd(0.05))?
+            ..pgd(0.05).declared()
         };
         let run = Run::new(7, &Device::Cpu);
         let model = Affine::new();

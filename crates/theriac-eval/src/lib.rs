@@ -2,7 +2,7 @@
 
 mod accuracy;
 mod checks;
-mod declared;
+mod doubled;
 mod evaluator;
 mod interval;
 mod robust;
@@ -11,7 +11,7 @@ mod testing;
 
 pub use accuracy::{Prediction, clean_accuracy};
 pub use checks::{Check, Checks, Finding, Verdict};
-pub use declared::Declared;
+pub use theriac_attacks::Declared;
 pub use evaluator::Evaluator;
 pub use interval::{Accuracy, wilson};
 pub use robust::{Knowledge, Outcome, Reference, Robust, ThreatModel};

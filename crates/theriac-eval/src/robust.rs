@@ -5,7 +5,6 @@ use std::fmt;
 use serde::Serialize;
 use theriac::Budget;
 
-use crate::declared::short;
 use crate::{Accuracy, Check, Finding, Verdict};
 
 /// What the attacker knows.
@@ -46,7 +45,7 @@ impl fmt::Display for ThreatModel {
             Reference::Label => "the true label",
             Reference::Prediction => "the predicted label",
         };
-        let (norm, eps) = (self.budget.norm(), short(self.budget.eps()));
+        let (norm, eps) = (self.budget.norm(), self.budget.eps());
         write!(f, "{norm} {eps}, white-box, untargeted away from {label}")
     }
 }

@@ -155,7 +155,7 @@ fn save<M: Model, O: Objective<M>>(
     }
     let state = objective.state()?.into_iter();
     entries.extend(state.map(|entry| entry.under("objective.")));
-    let history = serde_json::to_string(history).map_err(|error| BoxError::from(error))?;
+    let history = serde_json::to_string(history).map_err(BoxError::from)?;
     let about = BTreeMap::from([
         ("format".to_owned(), "theriac training state 1".to_owned()),
         ("history".to_owned(), history),

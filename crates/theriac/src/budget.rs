@@ -130,13 +130,15 @@ impl Eps {
 }
 
 impl fmt::Display for Eps {
-    /// Multiples of 1/255 as such, anything else as a decimal.
+    /// Multiples of 1/255 as such, anything else as a decimal without the digits that only say
+    /// that it was divided.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of_255 = self.0 * 255.0;
         if self.0 > 0.0 && of_255 < 100.0 && (of_255 - of_255.round()).abs() < 1e-9 {
             write!(f, "{}/255", of_255.round())
         } else {
-            write!(f, "{}", self.0)
+            let text = self.0.to_string();
+            if text.len() > 8 { write!(f, "{:.5}", self.0) } else { f.write_str(&text) }
         }
     }
 }
@@ -235,6 +237,18 @@ impl Budget {
         Self::new(Norm::L2, eps)
     }
 
+    /// The ball with its radius times a factor; a Linf radius stops at 1, the pixel range.
+    ///
+    /// # Errors
+    /// [`Error::Eps`] when the factor is negative or not finite.
+    pub fn scaled(&self, factor: f64) -> Result<Self> {
+        let eps = self.eps.times(factor)?;
+        match self.norm {
+            Norm::Linf => Self::new(self.norm, Eps::unit(eps.get().min(1.0))?),
+            Norm::L2 => Self::new(self.norm, eps),
+        }
+    }
+
     /// The norm.
     pub fn norm(&self) -> Norm {
         self.norm
@@ -302,6 +316,7 @@ mod tests {
         assert_eq!("0.3".parse::<Eps>().unwrap().get(), 0.3);
         assert_eq!(Eps::of_255(8.0).unwrap().to_string(), "8/255");
         assert_eq!(Eps::unit(0.3).unwrap().to_string(), "0.3");
+        assert_eq!(Eps::unit(0.1).unwrap().over(3).unwrap().to_string(), "0.03333");
         for wrong in ["", "eight", "8/0", "-0.1", "NaN", "1/2/3"] {
             assert!(wrong.parse::<Eps>().is_err(), "{wrong:?} was taken");
         }
