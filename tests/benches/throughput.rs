@@ -2,6 +2,9 @@
 //!
 //! `cargo bench -p theriac-tests`; docs/benchmarks.md says how to read it.
 
+// A benchmark that cannot be set up should stop.
+#![allow(clippy::unwrap_used)]
+
 use candle_core::{DType, Device};
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
@@ -35,12 +38,18 @@ impl Bench {
         let batch = data.batch(&indices, DType::F32, &Device::Cpu).unwrap();
         let params = Params::new(0, DType::F32, &Device::Cpu);
         let twin = Twin::build(&params, |vb| network.build(&Plain, vb)).unwrap();
-        Self { twin, batch, run: Run::new(0, &Device::Cpu) }
+        Self {
+            twin,
+            batch,
+            run: Run::new(0, &Device::Cpu),
+        }
     }
 }
 
 fn cases() -> impl Iterator<Item = (Spec, usize)> {
-    NETWORKS.into_iter().flat_map(|network| BATCHES.map(|batch| (network, batch)))
+    NETWORKS
+        .into_iter()
+        .flat_map(|network| BATCHES.map(|batch| (network, batch)))
 }
 
 /// Forward, backward by the parameters, one step of Adam.
@@ -52,7 +61,11 @@ fn train_step(bencher: Bencher<'_, '_>, (network, n): (Spec, usize)) {
     bencher.counter(ItemsCount::new(n)).bench_local(|| {
         let pass = bench.run.train(&bench.batch.samples);
         let batch = &bench.batch;
-        let loss = bench.twin.live.loss(&batch.pixels, &batch.target, &pass).unwrap();
+        let loss = bench
+            .twin
+            .live
+            .loss(&batch.pixels, &batch.target, &pass)
+            .unwrap();
         let grads = loss.mean_all().unwrap().backward().unwrap();
         adam.step(&variables, &grads, 1e-3).unwrap();
     });
@@ -65,11 +78,16 @@ fn input_gradient(bencher: Bencher<'_, '_>, (network, n): (Spec, usize)) {
     bencher.counter(ItemsCount::new(n)).bench_local(|| {
         let pass = bench.run.eval(&bench.batch.samples);
         let batch = &bench.batch;
-        let moved = over_chunks(&[&batch.pixels], &batch.target, &pass, |images, labels, pass| {
-            let loss = |x: &_| bench.twin.frozen.loss(x, labels, pass);
-            black_box(gradient(&images[0], pass, loss)?);
-            Ok(images[0].clone())
-        });
+        let moved = over_chunks(
+            &[&batch.pixels],
+            &batch.target,
+            &pass,
+            |images, labels, pass| {
+                let loss = |x: &_| bench.twin.frozen.loss(x, labels, pass);
+                black_box(gradient(&images[0], pass, loss)?);
+                Ok(images[0].clone())
+            },
+        );
         moved.unwrap()
     });
 }

@@ -90,7 +90,7 @@ fn datasets(root: &Root, arguments: &[String]) -> Result<ExitCode> {
         .current_dir(root.path(""))
         .args(["run", "--quiet", "-p", "theriac-datasets"]);
     // Only fetching needs the HTTP stack, which is slow to build.
-    if arguments.first().is_some_and(|first| first == "fetch") {
+    if arguments.iter().any(|word| word == "fetch") {
         cargo.args(["--features", "hub"]);
     }
     let status = cargo

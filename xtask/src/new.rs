@@ -85,10 +85,8 @@ fn defence(root: &Root, name: &str) -> Result<()> {
     ] {
         write(&dir.join(file), &fill(template, name))?;
     }
-    println!("\nAdd to [workspace.dependencies] in Cargo.toml:");
+    println!("\nNothing else has to change. For use by other crates, in Cargo.toml:");
     println!("theriac-{name} = {{ path = \"crates/theriac-{name}\", version = \"0.1.0\" }}");
-    println!("and to [dev-dependencies] in tests/Cargo.toml:");
-    println!("theriac-{name}.workspace = true");
     Ok(())
 }
 
@@ -99,8 +97,9 @@ fn attack(root: &Root, name: &str) -> Result<()> {
         .join(format!("{module}.rs"));
     write(&path, &fill(include_str!("templates/attack.rs.txt"), name))?;
     println!("\nAdd to crates/theriac-attacks/src/lib.rs:");
-    println!("mod {module};");
-    println!("pub use {module}::{};", type_name(name));
+    println!("mod {module}; pub use {module}::{};", type_name(name));
+    println!("and to the list in crates/theriac-attacks/src/spec.rs:");
+    println!("{},", type_name(name));
     Ok(())
 }
 

@@ -657,4 +657,45 @@ mod tests {
         assert!(Line::try_parse_from(["reproduce", "--fresh", "--resume"]).is_err());
         assert!(Line::try_parse_from(["reproduce", "--device", "gpu"]).is_err());
     }
+
+    /// A program that dies leaves a reason for every cell that it owed.
+    #[cfg(unix)]
+    #[test]
+    fn cells_of_a_program_that_ends_early_are_failed_cells() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        let program = dir.path().join("program");
+        fs::write(&program, "#!/bin/sh\necho 'out of memory' >&2\nexit 3\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+
+        let all = Root::of_this_workspace().tables().unwrap();
+        let options = options(&["epochwise", "table1", "--row", "Proposed"]);
+        let jobs = plan(&choose(&all, &options).unwrap(), &store, &options).unwrap();
+        let (cells, table) = (jobs[0].cells.len(), jobs[0].table);
+        let shared = Shared {
+            options: &options,
+            programs: BTreeMap::from([("epochwise".to_owned(), program)]),
+            store: &store,
+            commit: None,
+            fresh_since: None,
+            interrupt: &Interrupt::default(),
+            ui: Ui::new(cells),
+        };
+        shared.run_all(jobs).unwrap();
+        let records = store.records("epochwise", &table.id, Scale::Smoke).unwrap();
+        assert_eq!(records.len(), cells);
+        for record in &records {
+            let Outcome::Failed(reason) = &record.outcome else {
+                panic!("{record:?}")
+            };
+            assert!(
+                reason.contains("3") && reason.ends_with("out of memory"),
+                "{reason}"
+            );
+        }
+        let results = Results::load(&store, table, Scale::Smoke).unwrap();
+        assert_eq!(results.counts(), (0, cells));
+    }
 }

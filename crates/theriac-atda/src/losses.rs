@@ -33,7 +33,9 @@ pub fn mmd(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// A candle error when the shapes differ.
 pub fn margin(logits: &Tensor, centres: &Tensor, one_hot: &Tensor) -> Result<Tensor> {
     let (rows, k) = logits.dims2()?;
-    let distances = logits.unsqueeze(1)?.broadcast_sub(&centres.detach().unsqueeze(0)?)?;
+    let distances = logits
+        .unsqueeze(1)?
+        .broadcast_sub(&centres.detach().unsqueeze(0)?)?;
     let distances = abs(&distances)?.sum(2)?;
     let own = (&distances * one_hot)?.sum_keepdim(1)?;
     let gap = own.broadcast_sub(&distances)?;
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
 
     fn tensor(rows: &[[f64; 2]]) -> Tensor {
-        Tensor::new(rows, &Device::Cpu).unwrap()
+        Tensor::from_slice(rows.as_flattened(), (rows.len(), 2), &Device::Cpu).unwrap()
     }
 
     fn scalar(t: Result<Tensor>) -> f64 {
@@ -122,7 +124,10 @@ mod tests {
         // Class 0: 0 - 0.1 (0 - 4) / 3. Class 1: 1 - 0.1 (1 - 2) / 2.
         let expected = [[0.4 / 3.0, 0.0], [1.0, 1.05]];
         for (row, want) in moved.iter().zip(expected) {
-            assert!(row.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12), "{moved:?}");
+            assert!(
+                row.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12),
+                "{moved:?}"
+            );
         }
     }
 

@@ -34,7 +34,13 @@ impl<A> Atda<A> {
     /// The settings of the authors' code around an attack.
     pub fn new(attack: A) -> Self {
         let (lambda, alpha) = (1.0 / 3.0, 0.1);
-        Self { attack, label: LabelSource::Predicted, lambda, alpha, centres: None }
+        Self {
+            attack,
+            label: LabelSource::Predicted,
+            lambda,
+            alpha,
+            centres: None,
+        }
     }
 }
 
@@ -46,13 +52,21 @@ impl<C: Classifier, A: Attack<C>> Objective<C> for Atda<A> {
 
         let both = Pixels::cat(&[batch.pixels.clone(), moved])?;
         let samples = [&batch.samples[..], &batch.samples[..]].concat();
-        let logits = twin.live.logits(&both, &Pass { samples: &samples, ..*pass })?;
+        let logits = twin.live.logits(
+            &both,
+            &Pass {
+                samples: &samples,
+                ..*pass
+            },
+        )?;
         let (m, k) = (batch.len(), twin.live.classes());
         let (s, a) = (logits.narrow(0, 0, m)?, logits.narrow(0, m, m)?);
         let labels = batch.target.cat(&batch.target)?;
         let one_hot = one_hot(&labels, k, logits.dtype())?;
         let centres = match self.centres.take() {
-            Some(centres) => centres.to_device(logits.device())?.to_dtype(logits.dtype())?,
+            Some(centres) => centres
+                .to_device(logits.device())?
+                .to_dtype(logits.dtype())?,
             None => Tensor::zeros((k, k), logits.dtype(), logits.device())?,
         };
 
@@ -65,7 +79,10 @@ impl<C: Classifier, A: Attack<C>> Objective<C> for Atda<A> {
     }
 
     fn state(&self) -> Result<Vec<Entry<'_>>> {
-        let centres = self.centres.iter().map(|centres| Entry::tensor("centres", centres));
+        let centres = self
+            .centres
+            .iter()
+            .map(|centres| Entry::tensor("centres", centres));
         Ok(centres.collect::<Result<_, _>>()?)
     }
 
@@ -78,7 +95,11 @@ impl<C: Classifier, A: Attack<C>> Objective<C> for Atda<A> {
 
 fn one_hot(labels: &Labels, classes: usize, dtype: DType) -> Result<Tensor> {
     let all = Tensor::arange(0u32, classes as u32, labels.tensor().device())?;
-    Ok(labels.tensor().unsqueeze(1)?.broadcast_eq(&all.unsqueeze(0)?)?.to_dtype(dtype)?)
+    Ok(labels
+        .tensor()
+        .unsqueeze(1)?
+        .broadcast_eq(&all.unsqueeze(0)?)?
+        .to_dtype(dtype)?)
 }
 
 #[cfg(test)]
@@ -90,7 +111,10 @@ mod tests {
     #[test]
     fn one_hot_rows() {
         let labels = Labels::new(&[2, 0], 3, &Device::Cpu).unwrap();
-        let rows = one_hot(&labels, 3, DType::F32).unwrap().to_vec2::<f32>().unwrap();
+        let rows = one_hot(&labels, 3, DType::F32)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
         assert_eq!(rows, [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]);
     }
 }

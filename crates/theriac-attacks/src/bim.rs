@@ -17,5 +17,8 @@ use crate::{Pgd, Start};
 /// # Errors
 /// When `eps` is above 1.
 pub fn bim(eps: Eps, step: Eps, steps: u32) -> Result<Pgd> {
-    Ok(Pgd { start: Start::Clean, ..Pgd::new(Budget::linf(eps)?, step, steps) })
+    Ok(Pgd {
+        start: Start::Clean,
+        ..Pgd::new(Budget::linf(eps)?, step, steps)
+    })
 }

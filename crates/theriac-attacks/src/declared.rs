@@ -21,7 +21,12 @@ impl Declared {
     pub(crate) fn steps(name: &str, budget: Budget, steps: u32, step: Eps) -> Self {
         let name = format!("{name}, {steps} steps of {step}");
         let reach = Some(f64::from(steps) * step.get());
-        Self { name, budget, reach, iterative: steps > 1 }
+        Self {
+            name,
+            budget,
+            reach,
+            iterative: steps > 1,
+        }
     }
 }
 

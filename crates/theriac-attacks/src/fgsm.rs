@@ -44,11 +44,18 @@ impl<M: Model + ?Sized> Attack<M> for Fgsm {
 impl Declare for Fgsm {
     fn declared(&self) -> Declared {
         let (budget, reach) = (self.budget, Some(self.budget.eps().get()));
-        Declared { name: "FGSM".to_owned(), budget, reach, iterative: false }
+        Declared {
+            name: "FGSM".to_owned(),
+            budget,
+            reach,
+            iterative: false,
+        }
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {
-        Ok(Self { budget: self.budget.scaled(factor)? })
+        Ok(Self {
+            budget: self.budget.scaled(factor)?,
+        })
     }
 }
 
@@ -71,8 +78,7 @@ mod tests {
         let (clean, labels, run) = images(&model);
         let ids: Vec<u32> = (0..clean.len() as u32).collect();
         let budget = linf(0.05);
-        let moved = Fgsm { budget }
-            .perturb(&model, &clean, Aim::Away(&labels), &run.eval(&ids))?;
+        let moved = Fgsm { budget }.perturb(&model, &clean, Aim::Away(&labels), &run.eval(&ids))?;
         let worst = model.worst(&clean, &labels, 0.05)?;
         assert!(budget.spent(&moved, &worst)?.iter().all(|d| *d < 1e-12));
         Ok(())

@@ -40,7 +40,12 @@ impl MiFgsm {
     /// # Errors
     /// When `steps` is 0.
     pub fn new(budget: Budget, steps: u32) -> Result<Self> {
-        Ok(Self { budget, step: budget.eps().over(steps)?, steps, decay: one() })
+        Ok(Self {
+            budget,
+            step: budget.eps().over(steps)?,
+            steps,
+            decay: one(),
+        })
     }
 }
 
@@ -75,7 +80,11 @@ impl Declare for MiFgsm {
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {
-        Ok(Self { budget: self.budget.scaled(factor)?, step: self.step.times(factor)?, ..self })
+        Ok(Self {
+            budget: self.budget.scaled(factor)?,
+            step: self.step.times(factor)?,
+            ..self
+        })
     }
 }
 

@@ -68,7 +68,14 @@ fn floor() -> f64 {
 impl Pgd {
     /// With a uniform random start, returning the last iterate.
     pub fn new(budget: Budget, step: Eps, steps: u32) -> Self {
-        Self { budget, step, steps, start: uniform(), keep: Keep::Last, l2_floor: floor() }
+        Self {
+            budget,
+            step,
+            steps,
+            start: uniform(),
+            keep: Keep::Last,
+            l2_floor: floor(),
+        }
     }
 
     /// From a given first iterate: for starts that another attack found.
@@ -120,7 +127,11 @@ pub(crate) fn better(
     let Some((mut known, images)) = best else {
         return Ok((values, candidate.clone()));
     };
-    let improved: Vec<bool> = known.iter().zip(&values).map(|(old, new)| new > old).collect();
+    let improved: Vec<bool> = known
+        .iter()
+        .zip(&values)
+        .map(|(old, new)| new > old)
+        .collect();
     for (old, new) in known.iter_mut().zip(values) {
         *old = old.max(new);
     }
@@ -155,7 +166,11 @@ impl Declare for Pgd {
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {
-        Ok(Self { budget: self.budget.scaled(factor)?, step: self.step.times(factor)?, ..self })
+        Ok(Self {
+            budget: self.budget.scaled(factor)?,
+            step: self.step.times(factor)?,
+            ..self
+        })
     }
 }
 
@@ -167,10 +182,19 @@ mod tests {
     #[test]
     fn keeps_the_contract() -> Result<()> {
         for keep in [Keep::Last, Keep::Best] {
-            let pgd = Pgd { keep, ..Pgd::new(linf(0.1), "0.03".parse()?, 7) };
+            let pgd = Pgd {
+                keep,
+                ..Pgd::new(linf(0.1), "0.03".parse()?, 7)
+            };
             contract(&pgd, linf(0.1))?;
             let l2 = Budget::l2("0.5".parse()?)?;
-            contract(&Pgd { keep, ..Pgd::new(l2, "0.1".parse()?, 7) }, l2)?;
+            contract(
+                &Pgd {
+                    keep,
+                    ..Pgd::new(l2, "0.1".parse()?, 7)
+                },
+                l2,
+            )?;
         }
         Ok(())
     }
@@ -188,7 +212,10 @@ mod tests {
             if eps == 0.0 {
                 assert!(pgd.budget.spent(&moved, &clean)?.iter().all(|d| *d == 0.0));
             }
-            let loss = model.loss(&moved, &labels, &pass)?.sum_all()?.to_scalar::<f64>()?;
+            let loss = model
+                .loss(&moved, &labels, &pass)?
+                .sum_all()?
+                .to_scalar::<f64>()?;
             assert!(loss >= previous, "{loss} at eps {eps}, {previous} before");
             previous = loss;
         }

@@ -31,7 +31,9 @@ impl<C: Classifier + ?Sized, A: Attack<C>> Attack<C> for Restarts<A> {
             pass.meter.forward(moved.len());
             let logits = model.logits(&moved, &pass)?;
             let predicted = Labels::most_likely(&logits)?.to_vec()?;
-            let loss = model.loss(&moved, aim.target(), &pass)?.to_dtype(DType::F64)?;
+            let loss = model
+                .loss(&moved, aim.target(), &pass)?
+                .to_dtype(DType::F64)?;
             // A success outranks every loss; among successes none is larger, so the first stays.
             let value = |((loss, predicted), wanted): ((f64, u32), &u32)| match aim {
                 Aim::Away(_) if predicted != *wanted => f64::INFINITY,
@@ -39,7 +41,12 @@ impl<C: Classifier + ?Sized, A: Attack<C>> Attack<C> for Restarts<A> {
                 _ => aim.sign() * loss,
             };
             let losses = loss.to_vec1::<f64>()?;
-            let values = losses.into_iter().zip(predicted).zip(&wanted).map(value).collect();
+            let values = losses
+                .into_iter()
+                .zip(predicted)
+                .zip(&wanted)
+                .map(value)
+                .collect();
             best = Some(better(best, values, &moved)?);
         }
         Ok(best.map_or_else(|| clean.clone(), |(_, images)| images))
@@ -67,11 +74,16 @@ mod tests {
             let wanted = labels.to_vec()?;
             let losses = model.loss(&moved, &labels, &pass)?.to_vec1::<f64>()?;
             let score = losses.iter().enumerate();
-            Ok(score.map(|(i, l)| if broken[i] == wanted[i] { *l } else { f64::MAX }).collect())
+            Ok(score
+                .map(|(i, l)| if broken[i] == wanted[i] { *l } else { f64::MAX })
+                .collect())
         };
         let (one, five) = (loss(1)?, loss(5)?);
         assert!(one.iter().zip(&five).all(|(a, b)| b >= a));
-        assert!(one != five, "five runs from five starts found nothing better");
+        assert!(
+            one != five,
+            "five runs from five starts found nothing better"
+        );
         Ok(())
     }
 }

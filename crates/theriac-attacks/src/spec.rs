@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use theriac::{Attack, Classifier, Result};
 
-use crate::{Declare, Declared, Fgsm, MiFgsm, Pgd};
+use crate::{Declare, Declared};
 
 /// One list, so that a new attack is one line here.
 macro_rules! specs {
@@ -13,7 +13,7 @@ macro_rules! specs {
         #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "kind", rename_all = "kebab-case")]
         pub enum Spec {
-            $($(#[$doc])* $attack($attack),)+
+            $($(#[$doc])* $attack(crate::$attack),)+
         }
 
         impl Spec {
@@ -53,6 +53,7 @@ specs! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{MiFgsm, Pgd};
 
     #[derive(Deserialize)]
     struct File {
@@ -66,13 +67,18 @@ mod tests {
     #[test]
     fn reads_and_refuses() {
         let ball = "budget = { norm = \"linf\", eps = \"8/255\" }";
-        let pgd = read(&format!("{{ kind = \"pgd\", {ball}, step = \"2/255\", steps = 10 }}"));
+        let pgd = read(&format!(
+            "{{ kind = \"pgd\", {ball}, step = \"2/255\", steps = 10 }}"
+        ));
         let pgd = pgd.unwrap();
         assert!(matches!(pgd, Spec::Pgd(Pgd { steps: 10, .. })), "{pgd:?}");
         assert!(read(&format!("{{ kind = \"fgsm\", {ball} }}")).is_ok());
         let unknown = read(&format!("{{ kind = \"fgsm\", {ball}, stepp = 1 }}")).unwrap_err();
         assert!(unknown.to_string().contains("stepp"), "{unknown}");
-        assert_eq!(pgd.declared().name, "PGD from a random start (Uniform), 10 steps of 2/255");
+        assert_eq!(
+            pgd.declared().name,
+            "PGD from a random start (Uniform), 10 steps of 2/255"
+        );
         let eight = "{ kind = \"fgsm\", budget = { norm = \"linf\", eps = 8 } }";
         assert!(read(eight).unwrap_err().to_string().contains("/255"));
     }

@@ -38,7 +38,11 @@ impl Start {
             }
             (Self::Surface, Norm::Linf) => {
                 let noise = pass.uniform("start", clean)?;
-                let largest = noise.flatten_from(1)?.abs()?.max(D::Minus1)?.maximum(1e-12)?;
+                let largest = noise
+                    .flatten_from(1)?
+                    .abs()?
+                    .max(D::Minus1)?
+                    .maximum(1e-12)?;
                 (noise.broadcast_div(&largest.reshape(((), 1, 1, 1))?)? * eps)?
             }
             (Self::Cube, Norm::L2) => {
@@ -65,7 +69,10 @@ impl Start {
                 _ => 1.0,
             }
         };
-        pass.samples.iter().map(|sample| eps * share(sample)).collect()
+        pass.samples
+            .iter()
+            .map(|sample| eps * share(sample))
+            .collect()
     }
 }
 
@@ -87,9 +94,16 @@ mod tests {
             };
             assert!(spent(Start::Clean)?.iter().all(|d| *d == 0.0));
             for start in [Start::Uniform, Start::Radial, Start::Surface, Start::Cube] {
-                assert!(spent(start)?.iter().all(|d| *d > 0.0 && *d <= 0.1 + 1e-9), "{start:?}");
+                assert!(
+                    spent(start)?.iter().all(|d| *d > 0.0 && *d <= 0.1 + 1e-9),
+                    "{start:?}"
+                );
             }
-            assert!(spent(Start::Surface)?.iter().all(|d| (d - 0.1).abs() < 1e-9));
+            assert!(
+                spent(Start::Surface)?
+                    .iter()
+                    .all(|d| (d - 0.1).abs() < 1e-9)
+            );
         }
         Ok(())
     }

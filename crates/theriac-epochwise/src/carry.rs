@@ -39,7 +39,12 @@ impl Carry {
             Store::F32 => Kept::F32(Vec::new()),
             Store::U8 => Kept::U8(Vec::new()),
         };
-        Self { kept, eps: eps as f32, seen: Vec::new(), each: 0 }
+        Self {
+            kept,
+            eps: eps as f32,
+            seen: Vec::new(),
+            each: 0,
+        }
     }
 
     /// Forgets everything: the next look-up of each image gives its clean version.
@@ -92,7 +97,11 @@ impl Carry {
         if self.each != each {
             let got = moved.tensor().dims().to_vec();
             let expected = format!("images of {} values, as carried before", self.each);
-            return Err(Error::Shape { what: "carried images", got, expected });
+            return Err(Error::Shape {
+                what: "carried images",
+                got,
+                expected,
+            });
         }
         self.reserve(samples);
         let clean = host(clean)?;
@@ -102,7 +111,10 @@ impl Carry {
             match &mut self.kept {
                 Kept::F32(kept) => kept[at..at + each].copy_from_slice(image),
                 Kept::U8(kept) => {
-                    let deltas = image.iter().zip(&clean[from..from + each]).map(|(m, c)| m - c);
+                    let deltas = image
+                        .iter()
+                        .zip(&clean[from..from + each])
+                        .map(|(m, c)| m - c);
                     for (level, delta) in kept[at..at + each].iter_mut().zip(deltas) {
                         *level = (delta / self.eps * 127.0 + 127.0).round().clamp(0.0, 254.0) as u8;
                     }
@@ -114,7 +126,10 @@ impl Carry {
     }
 
     fn reserve(&mut self, samples: &[u32]) {
-        let images = samples.iter().max().map_or(0, |&largest| largest as usize + 1);
+        let images = samples
+            .iter()
+            .max()
+            .map_or(0, |&largest| largest as usize + 1);
         if images > self.seen.len() {
             self.seen.resize(images, 0);
             match &mut self.kept {
@@ -143,7 +158,11 @@ impl Carry {
         };
         let seen = saved.u8(&format!("{prefix}carry.seen"))?;
         if seen.len() != images {
-            let text = format!("{}: {images} images, {} marks", saved.path().display(), seen.len());
+            let text = format!(
+                "{}: {images} images, {} marks",
+                saved.path().display(),
+                seen.len()
+            );
             return Err(BoxError::from(text).into());
         }
         match &mut self.kept {
@@ -157,11 +176,19 @@ impl Carry {
 
 fn check(samples: &[u32], images: &Pixels) -> Result<()> {
     let (samples, images) = (samples.len(), images.len());
-    if samples == images { Ok(()) } else { Err(Error::Samples { samples, images }) }
+    if samples == images {
+        Ok(())
+    } else {
+        Err(Error::Samples { samples, images })
+    }
 }
 
 fn host(pixels: &Pixels) -> Result<Vec<f32>> {
-    Ok(pixels.tensor().to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    Ok(pixels
+        .tensor()
+        .to_dtype(DType::F32)?
+        .flatten_all()?
+        .to_vec1()?)
 }
 
 #[cfg(test)]
@@ -202,7 +229,12 @@ mod tests {
         carry.put(&[0, 1], &moved, &clean)?;
         let got = values(&carry.get(&[0, 1], &clean)?);
         let half = 0.1 / 127.0 / 2.0 + 1e-6;
-        assert!(got.iter().zip(values(&moved)).all(|(a, b)| (a - b).abs() <= half), "{got:?}");
+        assert!(
+            got.iter()
+                .zip(values(&moved))
+                .all(|(a, b)| (a - b).abs() <= half),
+            "{got:?}"
+        );
         Ok(())
     }
 }

@@ -111,10 +111,20 @@ impl EpochWise {
         if reading.reset_every == 0 || eps.get() == 0.0 {
             let value = format!("{}, eps = {eps}", reading.reset_every);
             let remedy = "give both a value above 0";
-            return Err(Error::Setting { name: "reset_every", value, remedy });
+            return Err(Error::Setting {
+                name: "reset_every",
+                value,
+                remedy,
+            });
         }
         let carry = Carry::new(reading.store, eps.get());
-        Ok(Self { budget: Budget::linf(eps)?, step: eps.over(STEPS)?, reading, carry, epoch: 0 })
+        Ok(Self {
+            budget: Budget::linf(eps)?,
+            step: eps.over(STEPS)?,
+            reading,
+            carry,
+            epoch: 0,
+        })
     }
 
     /// The carried version of a batch; clean where there is none.
@@ -139,12 +149,19 @@ impl EpochWise {
         let pass = pass.eval();
         let labels = self.reading.label.labels(&twin.frozen, batch, &pass)?;
         let (ball, size) = (self.ball()?, self.step.get());
-        let moved = over_chunks(&[&from, &batch.pixels], &labels, &pass, |images, labels, pass| {
-            let [from, clean] = images else { return Err(Error::Empty { what: "chunk" }) };
-            let (_, g) = gradient(from, pass, |x| twin.frozen.loss(x, labels, pass))?;
-            let step = (ball.norm().steepest(&g)? * size)?;
-            ball.project(&(from.tensor() + step)?, clean)
-        })?;
+        let moved = over_chunks(
+            &[&from, &batch.pixels],
+            &labels,
+            &pass,
+            |images, labels, pass| {
+                let [from, clean] = images else {
+                    return Err(Error::Empty { what: "chunk" });
+                };
+                let (_, g) = gradient(from, pass, |x| twin.frozen.loss(x, labels, pass))?;
+                let step = (ball.norm().steepest(&g)? * size)?;
+                ball.project(&(from.tensor() + step)?, clean)
+            },
+        )?;
         self.carry.put(&batch.samples, &moved, &batch.pixels)?;
         Ok(moved)
     }
@@ -157,7 +174,9 @@ impl EpochWise {
         }
         let fresh: Vec<bool> = batch.samples.iter().map(|&s| !self.carry.has(s)).collect();
         let noise = (pass.normal("reset", batch.pixels.tensor())? * self.reading.reset_noise)?;
-        let noisy = self.budget.project(&(carried.tensor() + noise)?, &batch.pixels)?;
+        let noisy = self
+            .budget
+            .project(&(carried.tensor() + noise)?, &batch.pixels)?;
         noisy.select(&fresh, &carried)
     }
 

@@ -8,7 +8,11 @@ use theriac_attacks::{Declare, Spec};
 pub(crate) fn doubled(spec: Spec) -> Result<Option<Spec>> {
     let budget = spec.declared().budget;
     let eps = budget.eps().get();
-    let limit = if budget.norm() == Norm::Linf { 1.0 } else { f64::INFINITY };
+    let limit = if budget.norm() == Norm::Linf {
+        1.0
+    } else {
+        f64::INFINITY
+    };
     let larger = (2.0 * eps).min(limit);
     if larger <= eps {
         return Ok(None);

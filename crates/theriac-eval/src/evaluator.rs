@@ -71,13 +71,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
     ) -> Result<Robust> {
         let larger = doubled(spec)?.map(|spec| (spec.declared().budget, spec.build()));
         let declared = spec.declared();
-        self.evaluate(
-            &*spec.build(),
-            larger,
-            &declared,
-            batches,
-            observe,
-        )
+        self.evaluate(&*spec.build(), larger, &declared, batches, observe)
     }
 
     /// Robust accuracy under any attack, described by `declared`. The check at twice the epsilon

@@ -11,7 +11,7 @@ mod testing;
 
 pub use accuracy::{Prediction, clean_accuracy};
 pub use checks::{Check, Checks, Finding, Verdict};
-pub use theriac_attacks::Declared;
 pub use evaluator::Evaluator;
 pub use interval::{Accuracy, wilson};
 pub use robust::{Knowledge, Outcome, Reference, Robust, ThreatModel};
+pub use theriac_attacks::Declared;

@@ -101,7 +101,10 @@ impl Shifted {
             let tap = u / s * self.taps.1 + v / s;
             tap * self.conv.c_out * self.channels + u % s * s + v % s
         };
-        (0..kh).flat_map(|u| (0..kw).map(move |v| (u, v))).map(|(u, v)| place(u, v)).collect()
+        (0..kh)
+            .flat_map(|u| (0..kw).map(move |v| (u, v)))
+            .map(|(u, v)| place(u, v))
+            .collect()
     }
 
     /// The first place of each (output, input) channel, in the order of the weights.
@@ -140,7 +143,14 @@ impl Shifted {
     /// Visits the rows of a group's phases, those of one padded row together: `f(first place of the
     /// first phase's row, first pixel)`, no pixel for a row of padding. Phases are `row` apart.
     fn for_each_row(&self, images: usize, mut f: impl FnMut(usize, Option<usize>)) {
-        let Conv { c_in, h, w, stride: s, padding, .. } = self.conv;
+        let Conv {
+            c_in,
+            h,
+            w,
+            stride: s,
+            padding,
+            ..
+        } = self.conv;
         let ((rows, columns), row) = (self.plane, self.row(images));
         for c in 0..c_in {
             for image in 0..images {
@@ -176,7 +186,10 @@ impl Shifted {
             }
             for q in 0..s {
                 let phase = &mut phases[place + q * row..][..columns];
-                phase.iter_mut().zip(line[q..].iter().step_by(s)).for_each(|(v, x)| *v = *x);
+                phase
+                    .iter_mut()
+                    .zip(line[q..].iter().step_by(s))
+                    .for_each(|(v, x)| *v = *x);
             }
         });
         self.clear_tails(images, phases);
@@ -202,7 +215,11 @@ impl Shifted {
             } else {
                 for q in 0..s {
                     let phase = &phases[place + q * row..][..columns];
-                    line[q..].iter_mut().step_by(s).zip(phase).for_each(|(x, v)| *x = *v);
+                    line[q..]
+                        .iter_mut()
+                        .step_by(s)
+                        .zip(phase)
+                        .for_each(|(x, v)| *x = *v);
                 }
             }
             x[pixel..pixel + inside.len()].copy_from_slice(&line[inside.clone()]);
@@ -223,8 +240,10 @@ impl Shifted {
         let positions = self.positions(images);
         for o in 0..self.conv.c_out {
             for image in 0..images {
-                let (grid, out) =
-                    (o * positions + image * rows * columns, (image * self.conv.c_out + o) * oh);
+                let (grid, out) = (
+                    o * positions + image * rows * columns,
+                    (image * self.conv.c_out + o) * oh,
+                );
                 for i in 0..oh {
                     f(o, grid + i * columns, (out + i) * ow);
                 }
@@ -244,7 +263,9 @@ impl Shifted {
         let (plane, used) = (self.plane.0 * columns, self.out.0 * columns);
         for channel in grid.chunks_exact_mut(self.positions(images)) {
             let (planes, tail) = channel.split_at_mut(images * plane);
-            planes.chunks_exact_mut(plane).for_each(|plane| plane[used..].fill(T::ZERO));
+            planes
+                .chunks_exact_mut(plane)
+                .for_each(|plane| plane[used..].fill(T::ZERO));
             tail.fill(T::ZERO);
         }
     }

@@ -42,12 +42,17 @@ impl AdvertorchLenet {
 
 impl Classifier for AdvertorchLenet {
     fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> Result<Tensor> {
-        let pool = PoolConfig { kernel: 2, stride: 2, padding: 0 };
+        let pool = PoolConfig {
+            kernel: 2,
+            stride: 2,
+            padding: 0,
+        };
         let h = relu(&self.conv1.forward(x.tensor(), pass)?)?;
         let h = max_pool2d(&self.site1.forward(&h, pass)?, pool)?;
         let h = relu(&self.conv2.forward(&h, pass)?)?;
         let h = max_pool2d(&self.site2.forward(&h, pass)?, pool)?.flatten_from(1)?;
-        self.linear2.forward(&relu(&self.linear1.forward(&h, pass)?)?, pass)
+        self.linear2
+            .forward(&relu(&self.linear1.forward(&h, pass)?)?, pass)
     }
 
     fn classes(&self) -> usize {

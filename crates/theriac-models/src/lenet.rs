@@ -45,7 +45,11 @@ impl Lenet {
 
 impl Classifier for Lenet {
     fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> Result<Tensor> {
-        let pool = PoolConfig { kernel: 2, stride: 2, padding: 0 };
+        let pool = PoolConfig {
+            kernel: 2,
+            stride: 2,
+            padding: 0,
+        };
         let h = relu(&self.conv1.forward(x.tensor(), pass)?)?;
         let h = max_pool2d(&self.site1.forward(&h, pass)?, pool)?;
         let h = relu(&self.conv2.forward(&h, pass)?)?;

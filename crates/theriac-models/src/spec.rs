@@ -43,9 +43,11 @@ mod tests {
 
     #[test]
     fn networks_have_their_published_size_and_right_gradients() -> Result<()> {
-        for (spec, count) in
-            [(Spec::AtdaCnn, 166_406), (Spec::Lenet, 61_706), (Spec::AdvertorchLenet, 648_226)]
-        {
+        for (spec, count) in [
+            (Spec::AtdaCnn, 166_406),
+            (Spec::Lenet, 61_706),
+            (Spec::AdvertorchLenet, 648_226),
+        ] {
             let params = Params::new(1, DType::F64, &Device::Cpu);
             let twin = Twin::build(&params, |vb| spec.build(&Plain, vb))?;
             assert_eq!(params.count(), count, "{spec:?}");

@@ -27,7 +27,14 @@ impl Conv {
     /// Stride 1, no padding, with a bias, PyTorch's initial values.
     pub fn new(inputs: usize, outputs: usize, kernel: usize) -> Self {
         let config = ConvConfig::default();
-        Self { inputs, outputs, kernel, config, bias: true, init: Init::default() }
+        Self {
+            inputs,
+            outputs,
+            kernel,
+            config,
+            bias: true,
+            init: Init::default(),
+        }
     }
 
     /// With another stride.
@@ -58,11 +65,23 @@ impl Conv {
         let area = self.kernel * self.kernel;
         let fan_in = self.inputs / self.config.groups * area;
         let fan_out = self.outputs / self.config.groups * area;
-        let shape = (self.outputs, self.inputs / self.config.groups, self.kernel, self.kernel);
+        let shape = (
+            self.outputs,
+            self.inputs / self.config.groups,
+            self.kernel,
+            self.kernel,
+        );
         let weight = vb.get_with_hints(shape, "weight", self.init.weight(fan_in, fan_out))?;
         let bias = self.init.bias(fan_in);
-        let bias = self.bias.then(|| vb.get_with_hints(self.outputs, "bias", bias)).transpose()?;
-        Ok(Box::new(Convolution { weight, bias, config: self.config }))
+        let bias = self
+            .bias
+            .then(|| vb.get_with_hints(self.outputs, "bias", bias))
+            .transpose()?;
+        Ok(Box::new(Convolution {
+            weight,
+            bias,
+            config: self.config,
+        }))
     }
 }
 

@@ -22,7 +22,10 @@ impl Init {
         match self {
             Self::Torch => uniform(1.0 / (fan_in as f64).sqrt()),
             Self::Glorot => uniform((6.0 / (fan_in + fan_out) as f64).sqrt()),
-            Self::He => candle_nn::Init::Randn { mean: 0.0, stdev: (2.0 / fan_out as f64).sqrt() },
+            Self::He => candle_nn::Init::Randn {
+                mean: 0.0,
+                stdev: (2.0 / fan_out as f64).sqrt(),
+            },
         }
     }
 
@@ -35,5 +38,8 @@ impl Init {
 }
 
 fn uniform(bound: f64) -> candle_nn::Init {
-    candle_nn::Init::Uniform { lo: -bound, up: bound }
+    candle_nn::Init::Uniform {
+        lo: -bound,
+        up: bound,
+    }
 }

@@ -21,7 +21,12 @@ pub struct Linear {
 impl Linear {
     /// With a bias and PyTorch's initial values.
     pub fn new(inputs: usize, outputs: usize) -> Self {
-        Self { inputs, outputs, bias: true, init: Init::default() }
+        Self {
+            inputs,
+            outputs,
+            bias: true,
+            init: Init::default(),
+        }
     }
 
     /// With other initial values.
@@ -34,7 +39,10 @@ impl Linear {
         let init = self.init.weight(self.inputs, self.outputs);
         let weight = vb.get_with_hints((self.outputs, self.inputs), "weight", init)?;
         let bias = self.init.bias(self.inputs);
-        let bias = self.bias.then(|| vb.get_with_hints(self.outputs, "bias", bias)).transpose()?;
+        let bias = self
+            .bias
+            .then(|| vb.get_with_hints(self.outputs, "bias", bias))
+            .transpose()?;
         Ok(Box::new(Affine { weight, bias }))
     }
 }

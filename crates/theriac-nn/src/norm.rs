@@ -53,17 +53,31 @@ impl Layer for BatchNorm {
         if pass.bank.0 != 0 {
             let value = pass.bank.0.to_string();
             let remedy = "this batch norm has one bank, number 0";
-            return Err(Error::Setting { name: "bank", value, remedy });
+            return Err(Error::Setting {
+                name: "bank",
+                value,
+                remedy,
+            });
         }
         match pass.mode {
             Mode::Eval => {
                 let (mean, var) = (self.running_mean.detach(), self.running_var.detach());
-                Ok(batch_norm_eval(x, &self.weight, &self.bias, &mean, &var, self.eps)?)
+                Ok(batch_norm_eval(
+                    x,
+                    &self.weight,
+                    &self.bias,
+                    &mean,
+                    &var,
+                    self.eps,
+                )?)
             }
             Mode::Train => {
                 let (y, mean, var) = batch_norm_train(x, &self.weight, &self.bias, self.eps)?;
                 for (running, batch) in [(&self.running_mean, mean), (&self.running_var, var)] {
-                    let kept = running.as_tensor().detach().affine(1.0 - self.momentum, 0.0)?;
+                    let kept = running
+                        .as_tensor()
+                        .detach()
+                        .affine(1.0 - self.momentum, 0.0)?;
                     running.set(&(kept + (batch * self.momentum)?)?)?;
                 }
                 Ok(y)

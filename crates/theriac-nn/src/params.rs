@@ -28,7 +28,12 @@ pub struct Params {
 impl Params {
     /// No parameters yet; networks add theirs while they are built.
     pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
-        Self { seed, dtype, device: device.clone(), variables: Arc::default() }
+        Self {
+            seed,
+            dtype,
+            device: device.clone(),
+            variables: Arc::default(),
+        }
     }
 
     /// Access that yields the variables themselves: for the network that trains.
@@ -44,17 +49,26 @@ impl Params {
 
     /// Every variable with its path, in the order of paths; running statistics included.
     pub fn all(&self) -> Vec<(String, Var)> {
-        self.lock().iter().map(|(path, var)| (path.clone(), var.clone())).collect()
+        self.lock()
+            .iter()
+            .map(|(path, var)| (path.clone(), var.clone()))
+            .collect()
     }
 
     /// The variables that training moves: all but running statistics.
     pub fn trainable(&self) -> Vec<(String, Var)> {
-        self.all().into_iter().filter(|(path, _)| !is_buffer(path)).collect()
+        self.all()
+            .into_iter()
+            .filter(|(path, _)| !is_buffer(path))
+            .collect()
     }
 
     /// Number of trained values.
     pub fn count(&self) -> usize {
-        self.trainable().iter().map(|(_, var)| var.elem_count()).sum()
+        self.trainable()
+            .iter()
+            .map(|(_, var)| var.elem_count())
+            .sum()
     }
 
     /// Writes every variable to a safetensors file, under a temporary name first.
@@ -73,7 +87,9 @@ impl Params {
     /// A candle error.
     pub fn entries(&self, prefix: &str) -> Result<Vec<Entry<'static>>, Error> {
         let all = self.all();
-        all.iter().map(|(path, var)| Entry::tensor(format!("{prefix}{path}"), var)).collect()
+        all.iter()
+            .map(|(path, var)| Entry::tensor(format!("{prefix}{path}"), var))
+            .collect()
     }
 
     /// Reads a file written by [`Params::save`], strictly: the names and shapes must be exactly
@@ -130,38 +146,61 @@ impl Params {
             .collect();
         if !(missing.is_empty() && unexpected.is_empty() && misshapen.is_empty()) {
             let path = saved.path().to_owned();
-            return Err(Error::Mismatch { path, missing, unexpected, misshapen });
+            return Err(Error::Mismatch {
+                path,
+                missing,
+                unexpected,
+                misshapen,
+            });
         }
         Ok(())
     }
 
     fn builder(&self, frozen: bool) -> VarBuilder {
-        let source = Source { params: self.clone(), frozen };
+        let source = Source {
+            params: self.clone(),
+            frozen,
+        };
         VarBuilder::from_backend(Box::new(source), self.dtype, self.device.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
         // A panic elsewhere cannot leave the map half changed.
-        self.variables.lock().unwrap_or_else(PoisonError::into_inner)
+        self.variables
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn initial(&self, path: &str, shape: &Shape, init: candle_nn::Init) -> candle_core::Result<Var> {
+    fn initial(
+        &self,
+        path: &str,
+        shape: &Shape,
+        init: candle_nn::Init,
+    ) -> candle_core::Result<Var> {
         use candle_nn::Init;
         let n = shape.elem_count();
         let rng = Rng::new(self.seed);
         let uniform = |lo: f64, up: f64| -> Vec<f32> {
             let draws = rng.uniform(path, 0, n).into_iter();
-            draws.map(|u| (lo + (up - lo) * f64::from(u)) as f32).collect()
+            draws
+                .map(|u| (lo + (up - lo) * f64::from(u)) as f32)
+                .collect()
         };
         let normal = |mean: f64, stdev: f64| -> Vec<f32> {
             let draws = rng.normal(path, 0, n).into_iter();
-            draws.map(|z| (mean + stdev * f64::from(z)) as f32).collect()
+            draws
+                .map(|z| (mean + stdev * f64::from(z)) as f32)
+                .collect()
         };
         let values = match init {
             Init::Const(value) => vec![value as f32; n],
             Init::Uniform { lo, up } => uniform(lo, up),
             Init::Randn { mean, stdev } => normal(mean, stdev),
-            Init::Kaiming { dist, fan, non_linearity } => {
+            Init::Kaiming {
+                dist,
+                fan,
+                non_linearity,
+            } => {
                 let std = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
                 match dist {
                     NormalOrUniform::Normal => normal(0.0, std),
@@ -186,7 +225,11 @@ struct Source {
 impl Source {
     fn view(&self, path: &str, var: &Var) -> Tensor {
         // Statistics stay variables in both twins: whoever runs in training mode updates them.
-        if self.frozen && !is_buffer(path) { var.as_tensor().detach() } else { var.as_tensor().clone() }
+        if self.frozen && !is_buffer(path) {
+            var.as_tensor().detach()
+        } else {
+            var.as_tensor().clone()
+        }
     }
 }
 
@@ -210,7 +253,11 @@ impl SimpleBackend for Source {
         };
         if var.shape() != &shape {
             let (have, want) = (var.dims().to_vec(), shape.dims().to_vec());
-            let error = Error::Reshaped { name: path.to_owned(), have, want };
+            let error = Error::Reshaped {
+                name: path.to_owned(),
+                have,
+                want,
+            };
             return Err(candle_core::Error::wrap(error));
         }
         Ok(self.view(path, &var))
@@ -235,12 +282,17 @@ mod tests {
 
     fn values(params: &Params) -> Vec<(String, Vec<f32>)> {
         let all = params.all().into_iter();
-        all.map(|(p, v)| (p, v.flatten_all().unwrap().to_vec1().unwrap())).collect()
+        all.map(|(p, v)| (p, v.flatten_all().unwrap().to_vec1().unwrap()))
+            .collect()
     }
 
     fn network(params: &Params, order: [&str; 2]) {
         for name in order {
-            params.live().pp(name).get_with_hints((3, 4), "weight", Init::Glorot.weight(4, 3)).unwrap();
+            params
+                .live()
+                .pp(name)
+                .get_with_hints((3, 4), "weight", Init::Glorot.weight(4, 3))
+                .unwrap();
         }
     }
 
@@ -253,7 +305,11 @@ mod tests {
         assert_eq!(values(&a), values(&b));
         assert_ne!(values(&a), values(&c));
         let bound = (6f32 / 7.0).sqrt();
-        assert!(values(&a).iter().all(|(_, v)| v.iter().all(|w| w.abs() <= bound && *w != 0.0)));
+        assert!(
+            values(&a)
+                .iter()
+                .all(|(_, v)| v.iter().all(|w| w.abs() <= bound && *w != 0.0))
+        );
     }
 
     #[test]
@@ -261,10 +317,21 @@ mod tests {
         let params = Params::new(0, DType::F32, &Device::Cpu);
         let live = params.live().get(2, "w").unwrap();
         let frozen = params.frozen().get(2, "w").unwrap();
-        params.all()[0].1.set(&Tensor::new(&[3f32, 4.0], &Device::Cpu).unwrap()).unwrap();
+        params.all()[0]
+            .1
+            .set(&Tensor::new(&[3f32, 4.0], &Device::Cpu).unwrap())
+            .unwrap();
         assert_eq!(frozen.to_vec1::<f32>().unwrap(), [3.0, 4.0]);
-        let grads = (&live * &frozen).unwrap().sum_all().unwrap().backward().unwrap();
-        assert_eq!(grads.get(&live).unwrap().to_vec1::<f32>().unwrap(), [3.0, 4.0]);
+        let grads = (&live * &frozen)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
+        assert_eq!(
+            grads.get(&live).unwrap().to_vec1::<f32>().unwrap(),
+            [3.0, 4.0]
+        );
         assert!(!frozen.is_variable());
     }
 
@@ -287,7 +354,10 @@ mod tests {
         other.live().get(2, "extra").unwrap();
         let before = values(&other);
         let text = other.load(&path).unwrap_err().to_string();
-        assert!(text.contains("third.weight") && text.contains("second.weight"), "{text}");
+        assert!(
+            text.contains("third.weight") && text.contains("second.weight"),
+            "{text}"
+        );
         assert_eq!(before, values(&other));
 
         let misshapen = Params::new(0, DType::F32, &Device::Cpu);
@@ -300,6 +370,9 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
         assert!(matches!(same.load(&path), Err(Error::Format { .. })));
-        assert!(matches!(same.load(&folder.path().join("none")), Err(Error::Io { .. })));
+        assert!(matches!(
+            same.load(&folder.path().join("none")),
+            Err(Error::Io { .. })
+        ));
     }
 }

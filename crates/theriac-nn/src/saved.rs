@@ -27,13 +27,23 @@ impl<'a> Entry<'a> {
     /// A borrowed array: large state goes to disk without a copy.
     pub fn f32(name: impl Into<String>, shape: &[usize], values: &'a [f32]) -> Self {
         let bytes = Cow::Borrowed(bytemuck::cast_slice(values));
-        Self { name: name.into(), dtype: Dtype::F32, shape: shape.to_vec(), bytes }
+        Self {
+            name: name.into(),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            bytes,
+        }
     }
 
     /// Borrowed bytes.
     pub fn u8(name: impl Into<String>, shape: &[usize], values: &'a [u8]) -> Self {
         let bytes = Cow::Borrowed(values);
-        Self { name: name.into(), dtype: Dtype::U8, shape: shape.to_vec(), bytes }
+        Self {
+            name: name.into(),
+            dtype: Dtype::U8,
+            shape: shape.to_vec(),
+            bytes,
+        }
     }
 
     /// A copy of a tensor (f32, f64, u8 or u32).
@@ -43,13 +53,27 @@ impl<'a> Entry<'a> {
     pub fn tensor(name: impl Into<String>, tensor: &Tensor) -> Result<Entry<'static>, Error> {
         let flat = tensor.detach().flatten_all()?;
         let (dtype, bytes) = match tensor.dtype() {
-            DType::F32 => (Dtype::F32, bytemuck::cast_slice(&flat.to_vec1::<f32>()?).to_vec()),
-            DType::F64 => (Dtype::F64, bytemuck::cast_slice(&flat.to_vec1::<f64>()?).to_vec()),
-            DType::U32 => (Dtype::U32, bytemuck::cast_slice(&flat.to_vec1::<u32>()?).to_vec()),
+            DType::F32 => (
+                Dtype::F32,
+                bytemuck::cast_slice(&flat.to_vec1::<f32>()?).to_vec(),
+            ),
+            DType::F64 => (
+                Dtype::F64,
+                bytemuck::cast_slice(&flat.to_vec1::<f64>()?).to_vec(),
+            ),
+            DType::U32 => (
+                Dtype::U32,
+                bytemuck::cast_slice(&flat.to_vec1::<u32>()?).to_vec(),
+            ),
             _ => (Dtype::U8, flat.to_vec1::<u8>()?),
         };
         let shape = tensor.dims().to_vec();
-        Ok(Entry { name: name.into(), dtype, shape, bytes: Cow::Owned(bytes) })
+        Ok(Entry {
+            name: name.into(),
+            dtype,
+            shape,
+            bytes: Cow::Owned(bytes),
+        })
     }
 
     /// The same entry with its name behind `prefix`.
@@ -87,8 +111,14 @@ pub fn write(
     entries: Vec<Entry<'_>>,
     about: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
-    let failed = |source: std::io::Error| Error::Io { path: path.to_owned(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = |source: std::io::Error| Error::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
     let json = serde_json::to_string(about).map_err(|error| failed(error.into()))?;
     let metadata = Some(HashMap::from([(KEY.to_owned(), json)]));
@@ -115,8 +145,14 @@ impl Saved {
     /// # Errors
     /// [`Error::Io`] or [`Error::Format`].
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        let format = |reason: String| Error::Format { path: path.to_owned(), reason };
+        let io = |source| Error::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let format = |reason: String| Error::Format {
+            path: path.to_owned(),
+            reason,
+        };
         let bytes = std::fs::read(path).map_err(io)?;
         let (_, metadata) =
             SafeTensors::read_metadata(&bytes).map_err(|error| format(error.to_string()))?;
@@ -124,10 +160,18 @@ impl Saved {
             Some(json) => serde_json::from_str(json).map_err(|error| format(error.to_string()))?,
             None => BTreeMap::new(),
         };
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| format(error.to_string()))?;
-        let shapes =
-            tensors.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect();
-        Ok(Self { path: path.to_owned(), bytes, about, shapes })
+        let tensors =
+            SafeTensors::deserialize(&bytes).map_err(|error| format(error.to_string()))?;
+        let shapes = tensors
+            .iter()
+            .map(|(name, view)| (name.to_owned(), view.shape().to_vec()))
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            about,
+            shapes,
+        })
     }
 
     /// The file.
@@ -157,7 +201,12 @@ impl Saved {
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor, Error> {
         let view = self.view(name)?;
         let dtype = DType::try_from(view.dtype())?;
-        Ok(Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?)
+        Ok(Tensor::from_raw_buffer(
+            view.data(),
+            dtype,
+            view.shape(),
+            device,
+        )?)
     }
 
     /// The values of an f32 tensor, without a detour over a tensor.
@@ -165,7 +214,9 @@ impl Saved {
     /// # Errors
     /// [`Error::Absent`], or [`Error::Format`] for another dtype.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>, Error> {
-        Ok(bytemuck::pod_collect_to_vec(self.view_of(name, Dtype::F32)?.data()))
+        Ok(bytemuck::pod_collect_to_vec(
+            self.view_of(name, Dtype::F32)?.data(),
+        ))
     }
 
     /// The bytes of a u8 tensor.
@@ -182,7 +233,10 @@ impl Saved {
             return Ok(view);
         }
         let reason = format!("{name} is {:?}, expected {dtype:?}", view.dtype());
-        Err(Error::Format { path: self.path.clone(), reason })
+        Err(Error::Format {
+            path: self.path.clone(),
+            reason,
+        })
     }
 
     fn view(&self, name: &str) -> Result<TensorView<'_>, Error> {
@@ -207,8 +261,12 @@ mod tests {
         let values = [1.5f32, -2.0, 0.0];
         let files = ["a", "b"].map(|name| folder.path().join(name));
         for file in &files {
-            write(file, vec![Entry::f32("x", &[3], &values), Entry::u8("b", &[1], &[7])], &about)
-                .unwrap();
+            write(
+                file,
+                vec![Entry::f32("x", &[3], &values), Entry::u8("b", &[1], &[7])],
+                &about,
+            )
+            .unwrap();
         }
         let [a, b] = files.map(|file| std::fs::read(file).unwrap());
         assert_eq!(a, b);
@@ -224,7 +282,10 @@ mod tests {
     fn a_failed_write_leaves_the_old_file() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("no/such/folder/file");
-        assert!(matches!(write(&missing, vec![], &BTreeMap::new()), Err(Error::Io { .. })));
+        assert!(matches!(
+            write(&missing, vec![], &BTreeMap::new()),
+            Err(Error::Io { .. })
+        ));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -25,6 +25,10 @@ impl<M> Twin<M> {
     /// Those of the constructor.
     pub fn build(params: &Params, make: impl Fn(VarBuilder) -> Result<M>) -> Result<Self> {
         let (live, frozen) = (make(params.live())?, make(params.frozen())?);
-        Ok(Self { live, frozen, params: params.clone() })
+        Ok(Self {
+            live,
+            frozen,
+            params: params.clone(),
+        })
     }
 }

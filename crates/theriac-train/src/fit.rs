@@ -122,7 +122,13 @@ where
             batches += 1;
             images += batch.target.len() as u64;
             let (epochs, of) = (plan.epochs, plan.batches);
-            let progress = Progress { epoch: e, epochs, batch: batches, batches: of, loss: value };
+            let progress = Progress {
+                epoch: e,
+                epochs,
+                batch: batches,
+                batches: of,
+                loss: value,
+            };
             if observe(progress).is_break() {
                 return Ok(Outcome::Stopped(history));
             }
@@ -132,8 +138,18 @@ where
         }
         let loss = total / batches as f64;
         let gradients = run.meter().gradients() - before;
-        history.push(Epoch { loss, seconds: started.elapsed().as_secs_f64(), images, gradients });
-        tracing::info!(epoch = e, loss, seconds = started.elapsed().as_secs_f64(), "trained");
+        history.push(Epoch {
+            loss,
+            seconds: started.elapsed().as_secs_f64(),
+            images,
+            gradients,
+        });
+        tracing::info!(
+            epoch = e,
+            loss,
+            seconds = started.elapsed().as_secs_f64(),
+            "trained"
+        );
         if let Some(path) = plan.state {
             save(twin, objective, groups, path, &history)?;
         }
@@ -170,9 +186,16 @@ fn resume<M: Model, O: Objective<M>>(
     path: &Path,
 ) -> Result<Vec<Epoch>> {
     let saved = Saved::read(path)?;
-    let history = saved.about().get("history").map(String::as_str).unwrap_or("");
+    let history = saved
+        .about()
+        .get("history")
+        .map(String::as_str)
+        .unwrap_or("");
     let history: Vec<Epoch> = serde_json::from_str(history).map_err(|error| {
-        BoxError::from(format!("{}: no training history ({error}); delete it", path.display()))
+        BoxError::from(format!(
+            "{}: no training history ({error}); delete it",
+            path.display()
+        ))
     })?;
     // The parameters last: where the rest does not fit, the network stays as it is.
     twin.params.check(&saved, "params.")?;

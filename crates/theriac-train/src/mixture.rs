@@ -49,8 +49,13 @@ pub fn mixture<C: Classifier>(
 ) -> Result<Tensor> {
     let both = Pixels::cat(&[batch.pixels.clone(), adversarial.clone()])?;
     let samples = [&batch.samples[..], &batch.samples[..]].concat();
-    let pass = Pass { samples: &samples, ..*pass };
-    let losses = twin.live.loss(&both, &batch.target.cat(&batch.target)?, &pass)?;
+    let pass = Pass {
+        samples: &samples,
+        ..*pass
+    };
+    let losses = twin
+        .live
+        .loss(&both, &batch.target.cat(&batch.target)?, &pass)?;
     let n = batch.len();
     let clean = (losses.narrow(0, 0, n)?.mean_all()? * clean_weight)?;
     let moved = (losses.narrow(0, n, n)?.mean_all()? * (1.0 - clean_weight))?;

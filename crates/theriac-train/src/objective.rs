@@ -69,6 +69,9 @@ impl<M: Model> Objective<M> for Clean {
         batch: &Batch<M::Target>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        Ok(twin.live.loss(&batch.pixels, &batch.target, pass)?.mean_all()?)
+        Ok(twin
+            .live
+            .loss(&batch.pixels, &batch.target, pass)?
+            .mean_all()?)
     }
 }

@@ -47,7 +47,10 @@ pub struct Sgd {
 impl Sgd {
     /// Plain momentum.
     pub fn momentum(momentum: f64) -> Self {
-        Self { momentum, ..Self::default() }
+        Self {
+            momentum,
+            ..Self::default()
+        }
     }
 }
 
@@ -91,14 +94,18 @@ impl Buffers {
         if self.0.len() == variables.len() {
             return Ok(false);
         }
-        let zeros = variables.iter().map(|(_, var)| Var::from_tensor(&var.zeros_like()?));
+        let zeros = variables
+            .iter()
+            .map(|(_, var)| Var::from_tensor(&var.zeros_like()?));
         self.0 = zeros.collect::<candle_core::Result<_>>()?;
         Ok(true)
     }
 
     fn entries(&self, name: &str) -> Result<Vec<Entry<'static>>> {
         let named = self.0.iter().enumerate();
-        Ok(named.map(|(i, var)| Entry::tensor(format!("{name}.{i}"), var)).collect::<Result<_, _>>()?)
+        Ok(named
+            .map(|(i, var)| Entry::tensor(format!("{name}.{i}"), var))
+            .collect::<Result<_, _>>()?)
     }
 
     fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, name: &str) -> Result<()> {
@@ -137,7 +144,8 @@ impl Rule for Sgd {
         if self.momentum == 0.0 {
             return Ok(());
         }
-        self.buffers.restore(variables, saved, &format!("{prefix}momentum"))
+        self.buffers
+            .restore(variables, saved, &format!("{prefix}momentum"))
     }
 }
 
@@ -172,8 +180,10 @@ impl Rule for Adam {
     }
 
     fn restore(&mut self, variables: &[(String, Var)], saved: &Saved, prefix: &str) -> Result<()> {
-        self.first.restore(variables, saved, &format!("{prefix}first"))?;
-        self.second.restore(variables, saved, &format!("{prefix}second"))?;
+        self.first
+            .restore(variables, saved, &format!("{prefix}first"))?;
+        self.second
+            .restore(variables, saved, &format!("{prefix}second"))?;
         let step = saved.tensor(&format!("{prefix}step"), &candle_core::Device::Cpu)?;
         self.step = step.to_vec1::<u32>()?[0] as usize;
         Ok(())
@@ -198,13 +208,20 @@ impl Group {
         schedule: Schedule,
     ) -> Result<Self> {
         if variables.is_empty() {
-            return Err(Error::Empty { what: "group of variables" });
+            return Err(Error::Empty {
+                what: "group of variables",
+            });
         }
-        Ok(Self { variables, rule: Box::new(rule), schedule })
+        Ok(Self {
+            variables,
+            rule: Box::new(rule),
+            schedule,
+        })
     }
 
     pub(crate) fn step(&mut self, grads: &GradStore, epoch: usize) -> Result<()> {
-        self.rule.step(&self.variables, grads, self.schedule.at(epoch))
+        self.rule
+            .step(&self.variables, grads, self.schedule.at(epoch))
     }
 
     pub(crate) fn state(&self) -> Result<Vec<Entry<'static>>> {

@@ -34,7 +34,11 @@ impl Schedule {
     pub fn at(&self, epoch: usize) -> f64 {
         match self {
             Self::Constant { rate } => *rate,
-            Self::Steps { rate, milestones, factor } => {
+            Self::Steps {
+                rate,
+                milestones,
+                factor,
+            } => {
                 let passed = milestones.iter().filter(|&&m| m <= epoch).count();
                 rate * factor.powi(passed as i32)
             }
@@ -52,10 +56,17 @@ mod tests {
 
     #[test]
     fn rates() {
-        let steps = Schedule::Steps { rate: 0.1, milestones: vec![2, 4], factor: 0.1 };
+        let steps = Schedule::Steps {
+            rate: 0.1,
+            milestones: vec![2, 4],
+            factor: 0.1,
+        };
         let rates: Vec<String> = (0..5).map(|e| format!("{:.4}", steps.at(e))).collect();
         assert_eq!(rates, ["0.1000", "0.1000", "0.0100", "0.0100", "0.0010"]);
-        let cosine = Schedule::Cosine { rate: 1.0, epochs: 10 };
+        let cosine = Schedule::Cosine {
+            rate: 1.0,
+            epochs: 10,
+        };
         assert_eq!(cosine.at(0), 1.0);
         assert!((cosine.at(5) - 0.5).abs() < 1e-12 && cosine.at(10).abs() < 1e-12);
         assert_eq!(Schedule::Constant { rate: 0.3 }.at(99), 0.3);

@@ -121,7 +121,9 @@ pub fn over_chunks<T: Target>(
     pass: &Pass<'_>,
     f: impl Fn(&[Pixels], &T, &Pass<'_>) -> Result<Pixels> + Sync,
 ) -> Result<Pixels> {
-    let first = images.first().ok_or(Error::Empty { what: "list of batches" })?;
+    let first = images.first().ok_or(Error::Empty {
+        what: "list of batches",
+    })?;
     let n = first.len();
     let on_cpu = first.tensor().device().is_cpu();
     let chunk = if on_cpu { CHUNK } else { n };
@@ -134,6 +136,11 @@ pub fn over_chunks<T: Target>(
     };
     match starts.as_slice() {
         [only] => part(*only),
-        _ => Pixels::cat(&starts.into_par_iter().map(part).collect::<Result<Vec<_>>>()?),
+        _ => Pixels::cat(
+            &starts
+                .into_par_iter()
+                .map(part)
+                .collect::<Result<Vec<_>>>()?,
+        ),
     }
 }

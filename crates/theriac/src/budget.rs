@@ -96,7 +96,10 @@ impl Eps {
             return Ok(Self(size));
         }
         let remedy = "expected a finite size >= 0 in units of [0,1] pixels";
-        Err(Error::Eps { value: size.to_string(), remedy })
+        Err(Error::Eps {
+            value: size.to_string(),
+            remedy,
+        })
     }
 
     /// A size in 0..255 pixels: `Eps::of_255(8.0)` is 8/255.
@@ -138,7 +141,11 @@ impl fmt::Display for Eps {
             write!(f, "{}/255", of_255.round())
         } else {
             let text = self.0.to_string();
-            if text.len() > 8 { write!(f, "{:.5}", self.0) } else { f.write_str(&text) }
+            if text.len() > 8 {
+                write!(f, "{:.5}", self.0)
+            } else {
+                f.write_str(&text)
+            }
         }
     }
 }
@@ -155,7 +162,10 @@ impl FromStr for Eps {
     /// `"8/255"` or `"0.3"`.
     fn from_str(text: &str) -> Result<Self> {
         let remedy = "write \"8/255\" or a number in units of [0,1] pixels such as \"0.3\"";
-        let wrong = || Error::Eps { value: format!("{text:?}"), remedy };
+        let wrong = || Error::Eps {
+            value: format!("{text:?}"),
+            remedy,
+        };
         let number = |part: &str| part.trim().parse::<f64>().map_err(|_| wrong());
         let size = match text.split_once('/') {
             Some((over, under)) => number(over)? / number(under)?,
@@ -216,7 +226,10 @@ impl Budget {
         if norm == Norm::Linf && eps.get() > 1.0 {
             let remedy = "a Linf size above 1 exceeds the pixel range [0,1]; for k levels of 255 \
                           write \"k/255\" or Eps::of_255(k)";
-            return Err(Error::Eps { value: eps.get().to_string(), remedy });
+            return Err(Error::Eps {
+                value: eps.get().to_string(),
+                remedy,
+            });
         }
         Ok(Self { norm, eps })
     }
@@ -293,7 +306,8 @@ impl Budget {
     /// A candle error when the shapes differ.
     pub fn spent(&self, moved: &Pixels, clean: &Pixels) -> Result<Vec<f64>> {
         let moved = moved.tensor().to_dtype(DType::F64)?;
-        self.norm.of(&(moved - clean.tensor().to_dtype(DType::F64)?)?)
+        self.norm
+            .of(&(moved - clean.tensor().to_dtype(DType::F64)?)?)
     }
 }
 
@@ -316,11 +330,16 @@ mod tests {
         assert_eq!("0.3".parse::<Eps>().unwrap().get(), 0.3);
         assert_eq!(Eps::of_255(8.0).unwrap().to_string(), "8/255");
         assert_eq!(Eps::unit(0.3).unwrap().to_string(), "0.3");
-        assert_eq!(Eps::unit(0.1).unwrap().over(3).unwrap().to_string(), "0.03333");
+        assert_eq!(
+            Eps::unit(0.1).unwrap().over(3).unwrap().to_string(),
+            "0.03333"
+        );
         for wrong in ["", "eight", "8/0", "-0.1", "NaN", "1/2/3"] {
             assert!(wrong.parse::<Eps>().is_err(), "{wrong:?} was taken");
         }
-        let eight = Budget::linf(Eps::unit(8.0).unwrap()).unwrap_err().to_string();
+        let eight = Budget::linf(Eps::unit(8.0).unwrap())
+            .unwrap_err()
+            .to_string();
         assert!(eight.contains("/255"), "{eight}");
         assert!(Budget::l2(Eps::unit(8.0).unwrap()).is_ok());
     }
@@ -355,9 +374,21 @@ mod tests {
     #[test]
     fn steepest_ascent_has_unit_norm() {
         let g = image(vec![3.0, -4.0, 0.0]);
-        let linf: Vec<f64> = Norm::Linf.steepest(&g).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let linf: Vec<f64> = Norm::Linf
+            .steepest(&g)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
         assert_eq!(linf, [1.0, -1.0, 0.0]);
-        let l2: Vec<f64> = Norm::L2.steepest(&g).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let l2: Vec<f64> = Norm::L2
+            .steepest(&g)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
         assert_eq!(l2, [0.6, -0.8, 0.0]);
         let tiny = Norm::L2.steepest(&(g * 1e-9).unwrap()).unwrap();
         assert!((Norm::L2.of(&tiny).unwrap()[0] - 1.0).abs() < 1e-6);

@@ -15,11 +15,19 @@ use crate::{
 const SLACK: f64 = 1e-6;
 
 fn ensure(holds: bool, broken: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(crate::BoxError::from(broken()).into()) }
+    if holds {
+        Ok(())
+    } else {
+        Err(crate::BoxError::from(broken()).into())
+    }
 }
 
 fn bytes(pixels: &Pixels) -> Result<Vec<u64>> {
-    let values = pixels.tensor().flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let values = pixels
+        .tensor()
+        .flatten_all()?
+        .to_dtype(DType::F64)?
+        .to_vec1::<f64>()?;
     Ok(values.into_iter().map(f64::to_bits).collect())
 }
 
@@ -52,7 +60,9 @@ where
         })?;
     }
     let again = attack.perturb(model, clean, Aim::Away(labels), &pass)?;
-    ensure(bytes(&again)? == bytes(&moved)?, || "the same seed gave other images".to_owned())?;
+    ensure(bytes(&again)? == bytes(&moved)?, || {
+        "the same seed gave other images".to_owned()
+    })?;
     let over_threads = craft(attack, model, clean, Aim::Away(labels), &pass)?;
     ensure(bytes(&over_threads)? == bytes(&moved)?, || {
         "cutting the batch over threads gave other images".to_owned()
@@ -65,10 +75,16 @@ where
         })?;
     }
     let mean = |x: &Pixels| -> Result<f64> {
-        Ok(model.loss(x, labels, &pass)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()?)
+        Ok(model
+            .loss(x, labels, &pass)?
+            .to_dtype(DType::F64)?
+            .mean_all()?
+            .to_scalar()?)
     };
     let (before, after) = (mean(clean)?, mean(&moved)?);
-    ensure(after >= before - SLACK, || format!("the mean loss fell from {before} to {after}"))
+    ensure(after >= before - SLACK, || {
+        format!("the mean loss fell from {before} to {after}")
+    })
 }
 
 /// What every deterministic, differentiable classifier promises: logits of shape (N, classes);
@@ -85,22 +101,31 @@ pub fn classifier<C: Classifier + ?Sized>(model: &C, x: &Pixels, labels: &Labels
     let pass = run.eval(&ids);
     let logits = model.logits(x, &pass)?;
     ensure(logits.dims() == [n, model.classes()], || {
-        format!("logits {:?}, expected [{n}, {}]", logits.dims(), model.classes())
+        format!(
+            "logits {:?}, expected [{n}, {}]",
+            logits.dims(),
+            model.classes()
+        )
     })?;
     let values = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.flatten_all()?.to_vec1()?) };
-    ensure(values(&model.logits(x, &pass)?)? == values(&logits)?, || {
-        "two calls with one pass differ".to_owned()
-    })?;
+    ensure(
+        values(&model.logits(x, &pass)?)? == values(&logits)?,
+        || "two calls with one pass differ".to_owned(),
+    )?;
     let alone = model.logits(&x.narrow(n - 1, 1)?, &pass.narrow(n - 1, 1)?)?;
-    ensure(values(&alone)? == values(&logits.narrow(0, n - 1, 1)?)?, || {
-        "the last image's logits depend on the rest of the batch".to_owned()
-    })?;
+    ensure(
+        values(&alone)? == values(&logits.narrow(0, n - 1, 1)?)?,
+        || "the last image's logits depend on the rest of the batch".to_owned(),
+    )?;
     let (_, g) = gradient(x, &pass, |x| model.loss(x, labels, &pass))?;
     let (analytic, at) = (values(&g)?, values(x.tensor())?);
     let total = |values: Vec<f64>| -> Result<f64> {
         let moved = Tensor::from_vec(values, x.tensor().shape(), x.tensor().device())?;
         let moved = Pixels::trusted(moved);
-        Ok(model.loss(&moved, labels, &pass)?.sum_all()?.to_scalar::<f64>()?)
+        Ok(model
+            .loss(&moved, labels, &pass)?
+            .sum_all()?
+            .to_scalar::<f64>()?)
     };
     let scale = analytic.iter().fold(1e-3f64, |m, g| m.max(g.abs()));
     for i in (0..at.len()).step_by(at.len().div_ceil(24)) {
@@ -111,7 +136,10 @@ pub fn classifier<C: Classifier + ?Sized>(model: &C, x: &Pixels, labels: &Labels
         };
         let numeric = (nudged(STEP)? - nudged(-STEP)?) / (2.0 * STEP);
         ensure((numeric - analytic[i]).abs() <= 1e-4 * scale, || {
-            format!("gradient at value {i}: {} by autograd, {numeric} by differences", analytic[i])
+            format!(
+                "gradient at value {i}: {} by autograd, {numeric} by differences",
+                analytic[i]
+            )
         })?;
     }
     Ok(())

@@ -9,9 +9,14 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Device`] for an unknown name or a device that this build or machine lacks.
 pub fn device(name: &str) -> Result<Device> {
-    let wrong = |reason: String| Error::Device { name: name.to_owned(), reason };
+    let wrong = |reason: String| Error::Device {
+        name: name.to_owned(),
+        reason,
+    };
     let (kind, ordinal) = name.split_once(':').unwrap_or((name, "0"));
-    let ordinal = ordinal.parse().map_err(|_| wrong(format!("{ordinal:?} is not a number")))?;
+    let ordinal = ordinal
+        .parse()
+        .map_err(|_| wrong(format!("{ordinal:?} is not a number")))?;
     match kind {
         "cpu" => Ok(Device::Cpu),
         "cuda" => Device::new_cuda(ordinal).map_err(|error| wrong(error.to_string())),
@@ -28,6 +33,11 @@ mod tests {
     fn names() {
         assert!(device("cpu").unwrap().is_cpu());
         assert!(device("tpu").unwrap_err().to_string().contains("cuda:N"));
-        assert!(device("cuda:x").unwrap_err().to_string().contains("not a number"));
+        assert!(
+            device("cuda:x")
+                .unwrap_err()
+                .to_string()
+                .contains("not a number")
+        );
     }
 }

@@ -26,26 +26,41 @@ pub fn gradient(
     let value = f(&Pixels::trusted(variable.as_tensor().clone()))?;
     if value.dims() != [x.len()] {
         let expected = format!("({}), one value for each image", x.len());
-        return Err(Error::Shape { what: "loss", got: value.dims().to_vec(), expected });
+        return Err(Error::Shape {
+            what: "loss",
+            got: value.dims().to_vec(),
+            expected,
+        });
     }
     let gradient = match value.sum_all()?.backward()?.remove(variable.as_tensor()) {
         Some(gradient) => gradient,
         None => variable.zeros_like()?,
     };
     // The L1 norm is zero only for a zero gradient and finite only for a finite one.
-    let l1 = per_image_sum(&gradient.abs()?)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let l1 = per_image_sum(&gradient.abs()?)?
+        .to_dtype(DType::F64)?
+        .to_vec1::<f64>()?;
     let remedy = "check the model's weights and its last layers for overflow";
     let count = l1.iter().filter(|norm| !norm.is_finite()).count();
     if count > 0 {
-        return Err(Error::NotFinite { what: "the gradient by the pixels", count, remedy });
+        return Err(Error::NotFinite {
+            what: "the gradient by the pixels",
+            count,
+            remedy,
+        });
     }
     let value = value.detach();
     let values = value.to_dtype(DType::F64)?.to_vec1::<f64>()?;
     let count = values.iter().filter(|value| !value.is_finite()).count();
     if count > 0 {
-        return Err(Error::NotFinite { what: "the loss", count, remedy });
+        return Err(Error::NotFinite {
+            what: "the loss",
+            count,
+            remedy,
+        });
     }
-    pass.meter.gradient(x.len(), l1.iter().filter(|&&norm| norm == 0.0).count());
+    pass.meter
+        .gradient(x.len(), l1.iter().filter(|&&norm| norm == 0.0).count());
     Ok((value, gradient.detach()))
 }
 
@@ -65,7 +80,10 @@ mod tests {
         let (value, g) = gradient(&x, &pass, |x| per_image_sum(&x.tensor().sqr()?))?;
         assert_eq!(value.to_vec1::<f64>()?, [0.0, 0.25, 1.0, 0.0625]);
         assert_eq!(g.flatten_all()?.to_vec1::<f64>()?, [0.0, 1.0, 2.0, 0.5]);
-        assert_eq!((run.meter().gradients(), run.meter().zero_gradients()), (4, 1));
+        assert_eq!(
+            (run.meter().gradients(), run.meter().zero_gradients()),
+            (4, 1)
+        );
         Ok(())
     }
 

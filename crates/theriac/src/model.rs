@@ -53,7 +53,10 @@ impl<C: Classifier + ?Sized> Model for C {
     type Target = Labels;
 
     fn loss(&self, x: &Pixels, target: &Labels, pass: &Pass<'_>) -> Result<Tensor> {
-        Ok(theriac_ops::cross_entropy(&self.logits(x, pass)?, target.tensor())?)
+        Ok(theriac_ops::cross_entropy(
+            &self.logits(x, pass)?,
+            target.tensor(),
+        )?)
     }
 }
 
@@ -91,7 +94,11 @@ impl Labels {
             return Err(Error::Empty { what: "labels" });
         }
         if let Some(position) = labels.iter().position(|&label| label as usize >= classes) {
-            return Err(Error::Label { label: labels[position], position, classes });
+            return Err(Error::Label {
+                label: labels[position],
+                position,
+                classes,
+            });
         }
         Ok(Self(Tensor::from_slice(labels, labels.len(), device)?))
     }
@@ -151,8 +158,13 @@ mod tests {
 
     #[test]
     fn labels_are_classes() {
-        let error = Labels::new(&[1, 12], 10, &Device::Cpu).unwrap_err().to_string();
-        assert!(error.contains("label 12") && error.contains("0..10"), "{error}");
+        let error = Labels::new(&[1, 12], 10, &Device::Cpu)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("label 12") && error.contains("0..10"),
+            "{error}"
+        );
         assert!(Labels::new(&[], 10, &Device::Cpu).is_err());
     }
 }

@@ -37,7 +37,8 @@ impl Meter {
     /// gradient that is exactly zero everywhere.
     pub fn gradient(&self, images: usize, zero: usize) {
         self.gradients.fetch_add(images as u64, Ordering::Relaxed);
-        self.zero_gradients.fetch_add(zero as u64, Ordering::Relaxed);
+        self.zero_gradients
+            .fetch_add(zero as u64, Ordering::Relaxed);
     }
 
     /// Images that went forward without a gradient.
@@ -67,7 +68,11 @@ pub struct Run {
 impl Run {
     /// A run with all its randomness fixed by `seed`.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { rng: Rng::new(seed), device: device.clone(), meter: Meter::default() }
+        Self {
+            rng: Rng::new(seed),
+            device: device.clone(),
+            meter: Meter::default(),
+        }
     }
 
     /// The device.
@@ -88,12 +93,21 @@ impl Run {
     /// A pass in evaluation mode over the images with these ids.
     pub fn eval<'r>(&'r self, samples: &'r [u32]) -> Pass<'r> {
         let bank = Bank::default();
-        Pass { mode: Mode::Eval, bank, rng: self.rng, samples, meter: &self.meter }
+        Pass {
+            mode: Mode::Eval,
+            bank,
+            rng: self.rng,
+            samples,
+            meter: &self.meter,
+        }
     }
 
     /// A pass in training mode over the images with these ids.
     pub fn train<'r>(&'r self, samples: &'r [u32]) -> Pass<'r> {
-        Pass { mode: Mode::Train, ..self.eval(samples) }
+        Pass {
+            mode: Mode::Train,
+            ..self.eval(samples)
+        }
     }
 }
 
@@ -118,17 +132,26 @@ pub struct Pass<'r> {
 impl<'r> Pass<'r> {
     /// The same pass in evaluation mode: for crafting inside training.
     pub fn eval(&self) -> Self {
-        Self { mode: Mode::Eval, ..*self }
+        Self {
+            mode: Mode::Eval,
+            ..*self
+        }
     }
 
     /// The same pass at step `step` of an iteration: noise is drawn afresh.
     pub fn at(&self, step: u64) -> Self {
-        Self { rng: self.rng.at(step), ..*self }
+        Self {
+            rng: self.rng.at(step),
+            ..*self
+        }
     }
 
     /// The same pass for an independent part of the work.
     pub fn fork(&self, tag: u64) -> Self {
-        Self { rng: self.rng.fork(tag), ..*self }
+        Self {
+            rng: self.rng.fork(tag),
+            ..*self
+        }
     }
 
     /// The same pass over the images `start .. start + len` of the batch.
@@ -137,7 +160,10 @@ impl<'r> Pass<'r> {
     /// [`Error::Samples`] when the range leaves the batch.
     pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
         let (samples, images) = (self.samples.len(), start + len);
-        let samples = self.samples.get(start..images).ok_or(Error::Samples { samples, images })?;
+        let samples = self
+            .samples
+            .get(start..images)
+            .ok_or(Error::Samples { samples, images })?;
         Ok(Self { samples, ..*self })
     }
 
@@ -146,9 +172,11 @@ impl<'r> Pass<'r> {
     /// # Errors
     /// [`Error::Samples`] when the ids are not one for each image.
     pub fn uniform(&self, purpose: &str, like: &Pixels) -> Result<Tensor> {
-        self.noise(like.tensor(), |sample, n| self.rng.uniform(purpose, sample, n))?
-            .affine(2.0, -1.0)
-            .map_err(Error::from)
+        self.noise(like.tensor(), |sample, n| {
+            self.rng.uniform(purpose, sample, n)
+        })?
+        .affine(2.0, -1.0)
+        .map_err(Error::from)
     }
 
     /// Noise from N(0, 1), shaped (N, ...) and placed like `like`, one stream for each sample id.
@@ -160,13 +188,19 @@ impl<'r> Pass<'r> {
     }
 
     fn noise(&self, like: &Tensor, draw: impl Fn(u64, usize) -> Vec<f32>) -> Result<Tensor> {
-        let (samples, images) = (self.samples.len(), like.dims().first().copied().unwrap_or(0));
+        let (samples, images) = (
+            self.samples.len(),
+            like.dims().first().copied().unwrap_or(0),
+        );
         if samples != images || images == 0 {
             return Err(Error::Samples { samples, images });
         }
         let each = like.elem_count() / images;
-        let values: Vec<f32> =
-            self.samples.iter().flat_map(|&sample| draw(u64::from(sample), each)).collect();
+        let values: Vec<f32> = self
+            .samples
+            .iter()
+            .flat_map(|&sample| draw(u64::from(sample), each))
+            .collect();
         let noise = Tensor::from_vec(values, like.shape(), like.device())?;
         Ok(noise.to_dtype(like.dtype())?)
     }
@@ -183,7 +217,10 @@ mod tests {
         let run = Run::new(3, &Device::Cpu);
         let three = Pixels::new(Tensor::zeros((3, 1, 2, 2), DType::F32, &Device::Cpu)?)?;
         let one = three.narrow(0, 1)?;
-        let together = run.eval(&[5, 9, 2]).uniform("start", &three)?.narrow(0, 1, 1)?;
+        let together = run
+            .eval(&[5, 9, 2])
+            .uniform("start", &three)?
+            .narrow(0, 1, 1)?;
         let alone = run.eval(&[9]).uniform("start", &one)?;
         let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>());
         assert_eq!(values(&together)?, values(&alone)?);

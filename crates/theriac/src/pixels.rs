@@ -21,15 +21,25 @@ impl Pixels {
     /// [`Error::Shape`], [`Error::Empty`], [`Error::NotFinite`] or [`Error::Range`].
     pub fn new(tensor: Tensor) -> Result<Self> {
         let pixels = Self::shaped(tensor)?;
-        let values = pixels.0.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let values = pixels
+            .0
+            .flatten_all()?
+            .to_dtype(DType::F64)?
+            .to_vec1::<f64>()?;
         let count = values.iter().filter(|v| !v.is_finite()).count();
         if count > 0 {
             let remedy = "find the step that divides by zero or overflows";
-            return Err(Error::NotFinite { what: "pixels", count, remedy });
+            return Err(Error::NotFinite {
+                what: "pixels",
+                count,
+                remedy,
+            });
         }
         let (min, max) = values
             .iter()
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), &v| (lo.min(v), hi.max(v)));
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), &v| {
+                (lo.min(v), hi.max(v))
+            });
         if min < 0.0 || max > 1.0 {
             return Err(Error::Range { min, max });
         }
@@ -53,7 +63,11 @@ impl Pixels {
     pub fn from_bytes(bytes: &Tensor, dtype: DType) -> Result<Self> {
         if bytes.dtype() != DType::U8 {
             let expected = format!("u8 bytes, found {:?}", bytes.dtype());
-            return Err(Error::Shape { what: "bytes", got: bytes.dims().to_vec(), expected });
+            return Err(Error::Shape {
+                what: "bytes",
+                got: bytes.dims().to_vec(),
+                expected,
+            });
         }
         let scale = Tensor::new(255f64, bytes.device())?.to_dtype(dtype)?;
         Self::shaped(bytes.to_dtype(dtype)?.broadcast_div(&scale)?)
@@ -98,7 +112,9 @@ impl Pixels {
     pub fn cat(batches: &[Pixels]) -> Result<Self> {
         let tensors: Vec<&Tensor> = batches.iter().map(Pixels::tensor).collect();
         if tensors.is_empty() {
-            return Err(Error::Empty { what: "list of batches" });
+            return Err(Error::Empty {
+                what: "list of batches",
+            });
         }
         Self::shaped(Tensor::cat(&tensors, 0)?)
     }
@@ -110,11 +126,18 @@ impl Pixels {
     pub fn select(&self, mask: &[bool], other: &Pixels) -> Result<Self> {
         if mask.len() != self.len() || other.0.dims() != self.0.dims() {
             let expected = format!("one entry for each of {} images", self.len());
-            return Err(Error::Shape { what: "mask", got: vec![mask.len()], expected });
+            return Err(Error::Shape {
+                what: "mask",
+                got: vec![mask.len()],
+                expected,
+            });
         }
         let mask: Vec<u8> = mask.iter().map(|&m| u8::from(m)).collect();
         let mask = Tensor::from_vec(mask, (self.len(), 1, 1, 1), self.0.device())?;
-        Ok(Self(mask.broadcast_as(self.0.shape())?.where_cond(&self.0, &other.0)?))
+        Ok(Self(
+            mask.broadcast_as(self.0.shape())?
+                .where_cond(&self.0, &other.0)?,
+        ))
     }
 
     /// The same images in another precision.
@@ -142,14 +165,22 @@ impl Pixels {
         let got = tensor.dims().to_vec();
         if got.len() != 4 {
             let expected = "(N, C, H, W)".to_owned();
-            return Err(Error::Shape { what: "pixels", got, expected });
+            return Err(Error::Shape {
+                what: "pixels",
+                got,
+                expected,
+            });
         }
         if got.contains(&0) {
             return Err(Error::Empty { what: "pixels" });
         }
         if !matches!(tensor.dtype(), DType::F32 | DType::F64) {
             let expected = format!("f32 or f64 values, found {:?}", tensor.dtype());
-            return Err(Error::Shape { what: "pixels", got, expected });
+            return Err(Error::Shape {
+                what: "pixels",
+                got,
+                expected,
+            });
         }
         Ok(Self(tensor))
     }
@@ -165,14 +196,20 @@ mod tests {
     use super::*;
 
     fn images(values: &[f32]) -> Result<Pixels> {
-        Pixels::new(Tensor::from_slice(values, (1, 1, 1, values.len()), &Device::Cpu)?)
+        Pixels::new(Tensor::from_slice(
+            values,
+            (1, 1, 1, values.len()),
+            &Device::Cpu,
+        )?)
     }
 
     #[test]
     fn bytes_divide_truly() -> Result<()> {
         let bytes: Vec<u8> = (0..=255).collect();
         let tensor = Tensor::from_vec(bytes, (1, 1, 16, 16), &Device::Cpu)?;
-        let got = Pixels::from_bytes(&tensor, DType::F32)?.tensor().flatten_all()?;
+        let got = Pixels::from_bytes(&tensor, DType::F32)?
+            .tensor()
+            .flatten_all()?;
         let expected: Vec<f32> = (0..=255u16).map(|b| f32::from(b) / 255.0).collect();
         assert_eq!(got.to_vec1::<f32>()?, expected);
         Ok(())
@@ -186,7 +223,12 @@ mod tests {
         assert!(text(&[0.5, f32::NAN]).contains("not finite"));
         assert!(images(&[]).unwrap_err().to_string().contains("empty"));
         let flat = Tensor::zeros((2, 784), DType::F32, &Device::Cpu).unwrap();
-        assert!(Pixels::new(flat).unwrap_err().to_string().contains("(N, C, H, W)"));
+        assert!(
+            Pixels::new(flat)
+                .unwrap_err()
+                .to_string()
+                .contains("(N, C, H, W)")
+        );
     }
 
     #[test]

@@ -29,7 +29,10 @@ impl Rng {
     /// An independent generator for a part of the work (a restart, an epoch, a cell), which may
     /// count its own steps.
     pub fn fork(self, tag: u64) -> Self {
-        Self { seed: mix(mix(self.seed) ^ mix(self.step.wrapping_add(1)) ^ tag), step: 0 }
+        Self {
+            seed: mix(mix(self.seed) ^ mix(self.step.wrapping_add(1)) ^ tag),
+            step: 0,
+        }
     }
 
     /// `n` values uniform in [0, 1), multiples of 2^-24.
@@ -115,7 +118,10 @@ mod tests {
         assert_ne!(base, draw(Rng::new(7), "start", 4));
         assert_ne!(base, draw(Rng::new(7).at(1), "start", 3));
         assert_ne!(base, draw(Rng::new(7).fork(0), "start", 3));
-        assert_ne!(draw(Rng::new(7).at(1).fork(0), "start", 3), draw(Rng::new(7).fork(1), "start", 3));
+        assert_ne!(
+            draw(Rng::new(7).at(1).fork(0), "start", 3),
+            draw(Rng::new(7).fork(1), "start", 3)
+        );
     }
 
     #[test]

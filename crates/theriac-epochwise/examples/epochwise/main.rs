@@ -136,7 +136,13 @@ fn per_epoch(history: &[Epoch], of: impl Fn(&Epoch) -> f64) -> Measured {
     let value = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
     let interval = Some((values[0], values[n - 1]));
     let seconds = history.iter().map(|epoch| epoch.seconds).sum();
-    Measured { value, n, interval, seconds, ..Measured::default() }
+    Measured {
+        value,
+        n,
+        interval,
+        seconds,
+        ..Measured::default()
+    }
 }
 
 fn use_threads(threads: Option<usize>) {
@@ -144,7 +150,9 @@ fn use_threads(threads: Option<usize>) {
     ONCE.call_once(|| {
         if let Some(n) = threads {
             // Fails only when a pool exists already, and then results are the same.
-            let _ = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+            let _ = rayon::ThreadPoolBuilder::new()
+                .num_threads(n)
+                .build_global();
         }
     });
 }
@@ -157,14 +165,27 @@ fn images(settings: &Settings, split: Split, lab: &Lab) -> Result<Images, BoxErr
             Split::Train => sample.train,
             Split::Test => sample.test,
         };
-        Images::new(&settings.data, part.images, part.labels, sample.shape, sample.classes)?
-            .with_ids(part.indices)?
+        Images::new(
+            &settings.data,
+            part.images,
+            part.labels,
+            sample.shape,
+            sample.classes,
+        )?
+        .with_ids(part.indices)?
     } else {
         let from_env = Options::from_env();
-        let options = Options { data_dir: lab.data_dir.clone().or(from_env.data_dir), ..from_env };
+        let options = Options {
+            data_dir: lab.data_dir.clone().or(from_env.data_dir),
+            ..from_env
+        };
         let files = resolve(&settings.data, &options)?;
         let path = |role| {
-            files.paths(split, role).first().copied().ok_or("the description lacks a file")
+            files
+                .paths(split, role)
+                .first()
+                .copied()
+                .ok_or("the description lacks a file")
         };
         Images::from_idx(&settings.data, path(Role::Images)?, path(Role::Labels)?, 10)?
     };
@@ -172,7 +193,11 @@ fn images(settings: &Settings, split: Split, lab: &Lab) -> Result<Images, BoxErr
         Split::Train => settings.train,
         Split::Test => settings.test,
     };
-    Ok(if n == whole.len() { whole } else { whole.take(n)? })
+    Ok(if n == whole.len() {
+        whole
+    } else {
+        whole.take(n)?
+    })
 }
 
 fn network(seed: u64, device: &Device) -> Result<Twin<AtdaCnn>, BoxError> {
@@ -207,14 +232,29 @@ fn trained(
         let bim_adv = |steps| -> theriac::Result<_> {
             let (clean_weight, label) = (0.5, LabelSource::True);
             let attack = bim(eps, eps.over(steps)?, steps)?;
-            Ok(AdversarialTraining { attack, clean_weight, label })
+            Ok(AdversarialTraining {
+                attack,
+                clean_weight,
+                label,
+            })
         };
-        let go = Go { settings, lab, device, seed: cell.seed, folder, label: &label };
+        let go = Go {
+            settings,
+            lab,
+            device,
+            seed: cell.seed,
+            folder,
+            label: &label,
+        };
         match settings.method {
             Method::Vanilla => go.train(Clean),
             Method::FgsmAdv => {
                 let (clean_weight, label) = (0.5, LabelSource::Predicted);
-                go.train(AdversarialTraining { attack: fgsm()?, clean_weight, label })
+                go.train(AdversarialTraining {
+                    attack: fgsm()?,
+                    clean_weight,
+                    label,
+                })
             }
             Method::Atda => go.train(Atda::new(fgsm()?)),
             Method::EpochWise => go.train(EpochWise::new(eps, settings.reading)?),
@@ -236,11 +276,20 @@ struct Go<'a> {
 
 impl Go<'_> {
     fn train(&self, mut objective: impl Objective<AtdaCnn>) -> Result<(), BoxError> {
-        let Self { settings, lab, device, seed, folder, label } = *self;
+        let Self {
+            settings,
+            lab,
+            device,
+            seed,
+            folder,
+            label,
+        } = *self;
         let data = images(settings, Split::Train, lab)?;
         let run = Run::new(seed, device);
         let twin = network(seed, device)?;
-        let rate = Schedule::Constant { rate: settings.learning_rate };
+        let rate = Schedule::Constant {
+            rate: settings.learning_rate,
+        };
         let mut groups = [Group::new(twin.params.trainable(), Adam::default(), rate)?];
         // Both published trainers fill the last batch with the first images.
         let (order, partial) = (Order::Shuffled(run.rng()), Partial::FillWithFirst);
@@ -248,19 +297,40 @@ impl Go<'_> {
 
         let state = folder.join(STATE);
         let (epochs, batches) = (settings.epochs, loader.batches());
-        let plan = Plan { epochs, batches, state: Some(&state) };
+        let plan = Plan {
+            epochs,
+            batches,
+            state: Some(&state),
+        };
         let epoch = |e| loader.epoch(e).map(|batch| batch.map_err(into_theriac));
         let observe = |progress: Progress| {
             let done = progress.epoch * batches + progress.batch;
             lab.progress(label, done as u64, (epochs * batches) as u64);
-            if lab.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if lab.interrupted() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
-        let outcome = fit(&twin, &mut objective, &mut groups, plan, &run, epoch, observe)?;
-        let Outcome::Done(history) = outcome else { return Err(Interrupted.into()) };
+        let outcome = fit(
+            &twin,
+            &mut objective,
+            &mut groups,
+            plan,
+            &run,
+            epoch,
+            observe,
+        )?;
+        let Outcome::Done(history) = outcome else {
+            return Err(Interrupted.into());
+        };
 
         let about = BTreeMap::from([
             ("model".to_owned(), "atda-cnn".to_owned()),
-            ("method".to_owned(), serde_json::to_string(&settings.method)?),
+            (
+                "method".to_owned(),
+                serde_json::to_string(&settings.method)?,
+            ),
             ("data".to_owned(), settings.data.clone()),
             ("epochs".to_owned(), epochs.to_string()),
             ("seed".to_owned(), seed.to_string()),

@@ -71,25 +71,46 @@ pub(crate) fn accuracy(
             });
         }
         Attack::Fgsm => evaluator.spec(Spec::Fgsm(Fgsm { budget }), batches(), observe)?,
-        Attack::Bim { steps, scored_after: None } => {
-            evaluator.spec(Spec::Pgd(bim(eps, eps.over(steps)?, steps)?), batches(), observe)?
-        }
-        Attack::Bim { steps, scored_after: Some(taken) } => {
+        Attack::Bim {
+            steps,
+            scored_after: None,
+        } => evaluator.spec(
+            Spec::Pgd(bim(eps, eps.over(steps)?, steps)?),
+            batches(),
+            observe,
+        )?,
+        Attack::Bim {
+            steps,
+            scored_after: Some(taken),
+        } => {
             let attack = bim(eps, eps.over(steps)?, taken)?;
             // An intermediate point is not meant to reach eps.
             let name = format!("BIM({steps}) after iteration {taken}");
-            let declared = Declared { name, budget, reach: None, iterative: false };
+            let declared = Declared {
+                name,
+                budget,
+                reach: None,
+                iterative: false,
+            };
             evaluator.attack(&attack, &declared, batches(), observe)?
         }
         Attack::Pgd { steps } => {
             let step = eps.times(2.5)?.over(steps)?;
-            let attack = Restarts { attack: Pgd::new(budget, step, steps), times: settings.restarts };
+            let attack = Restarts {
+                attack: Pgd::new(budget, step, steps),
+                times: settings.restarts,
+            };
             let name = format!(
                 "PGD, {} starts uniform in the ball, {steps} steps of {step}",
                 settings.restarts
             );
             let reach = Some(step.get() * f64::from(steps));
-            let declared = Declared { name, budget, reach, iterative: true };
+            let declared = Declared {
+                name,
+                budget,
+                reach,
+                iterative: true,
+            };
             evaluator.attack(&attack, &declared, batches(), observe)?
         }
     };
