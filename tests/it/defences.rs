@@ -63,7 +63,9 @@ fn epochwise_training_learns() -> Result<()> {
     learns(EpochWise::new(eps(EPS), Reading::default())?)
 }
 
-fn attacks<C: Classifier>() -> Result<Vec<(Budget, Box<dyn Attack<C>>)>> {
+type Bounded<C> = (Budget, Box<dyn Attack<C>>);
+
+fn attacks<C: Classifier>() -> Result<Vec<Bounded<C>>> {
     let (ball, l2) = (linf(EPS), Budget::l2(eps(1.5))?);
     let pgd = Pgd::new(ball, eps(0.1), 3);
     Ok(vec![

@@ -1,7 +1,7 @@
 //! Basic iterative method: PGD in Linf from the clean image.
 //!
 //! ```text
-//! x_0 = x,   x_{k+1} = clip(x_k + a * sign(grad_x L(x_k, y)), x - eps, x + eps), then [0,1]
+//! x_0 = x,   x_{k+1} = clip(x_k + a * sign(grad_x L(x_k, y)), x - eps, x + eps), then [0, 1]
 //! ```
 //!
 //! Kurakin, Goodfellow & Bengio, "Adversarial examples in the physical world", ICLR 2017

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! x_0 = start,   x_{k+1} = P(x_k + a * d(g_k)),   g_k = grad_x L(x_k, y)
-//! d(g) = sign(g) (Linf)   or   g / max(||g||_2, floor) (L2);   P: ball, then [0,1]
+//! d(g) = sign(g) (Linf)   or   g / max(||g||_2, floor) (L2);   P: ball, then [0, 1]
 //! ```
 //!
 //! Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.

@@ -7,7 +7,7 @@
 //!
 //! "modelZ" of Song et al., "Improving the generalization of adversarial training with domain
 //! adaptation", ICLR 2019: 166,406 parameters, Glorot uniform weights, zero biases. Inputs in
-//! [0,1], no normalisation.
+//! [0, 1], no normalisation.
 
 use candle_core::Tensor;
 use theriac::{Classifier, Pass, Pixels, Result};

@@ -87,7 +87,7 @@ impl fmt::Display for Norm {
 pub struct Eps(f64);
 
 impl Eps {
-    /// A size in [0,1] pixels.
+    /// A size in [0, 1] pixels.
     ///
     /// # Errors
     /// [`Error::Eps`] when negative or not finite.
@@ -110,7 +110,7 @@ impl Eps {
         Self::unit(size / 255.0)
     }
 
-    /// The size in [0,1] pixels.
+    /// The size in [0, 1] pixels.
     pub fn get(self) -> f64 {
         self.0
     }

@@ -14,7 +14,7 @@ pub enum Error {
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 
-    /// Pixels outside [0,1].
+    /// Pixels outside [0, 1].
     #[error(
         "pixels lie in [{min}, {max}], expected [0, 1]: divide bytes by 255 (Pixels::from_bytes) \
          and leave normalisation to the model's first layer"
