@@ -24,6 +24,7 @@ pub struct Carry {
     eps: f32,
     seen: Vec<u8>,
     each: usize,
+    expected: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -45,6 +46,12 @@ impl Carry {
             seen: Vec::new(),
             each: 0,
         }
+    }
+
+    /// Announces ids 0..images, so that memory is taken once: growing holds old and new images
+    /// side by side for a moment.
+    pub fn expect(&mut self, images: usize) {
+        self.expected = images;
     }
 
     /// Forgets everything: the next look-up of each image gives its clean version.
@@ -130,11 +137,20 @@ impl Carry {
             .iter()
             .max()
             .map_or(0, |&largest| largest as usize + 1);
-        if images > self.seen.len() {
-            self.seen.resize(images, 0);
-            match &mut self.kept {
-                Kept::F32(kept) => kept.resize(images * self.each, 0.0),
-                Kept::U8(kept) => kept.resize(images * self.each, 0),
+        if images <= self.seen.len() {
+            return;
+        }
+        let images = images.max(self.expected);
+        self.seen.resize(images, 0);
+        let values = images * self.each;
+        match &mut self.kept {
+            Kept::F32(kept) => {
+                kept.reserve_exact(values - kept.len());
+                kept.resize(values, 0.0);
+            }
+            Kept::U8(kept) => {
+                kept.reserve_exact(values - kept.len());
+                kept.resize(values, 0);
             }
         }
     }

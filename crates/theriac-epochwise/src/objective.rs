@@ -127,6 +127,13 @@ impl EpochWise {
         })
     }
 
+    /// The same objective, with memory for sample ids 0..images taken at once. Without it the
+    /// carried images still find room, but growing needs twice their memory for a moment.
+    pub fn for_images(mut self, images: usize) -> Self {
+        self.carry.expect(images);
+        self
+    }
+
     /// The carried version of a batch; clean where there is none.
     ///
     /// # Errors

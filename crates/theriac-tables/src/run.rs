@@ -271,6 +271,7 @@ fn measure_all(
     lab: &Lab,
     commit: Option<&str>,
 ) -> Result<End> {
+    let _span = tracing::info_span!("run", scale = %lab.scale).entered();
     let machine = Machine::this(&lab.device, lab.threads);
     let mut end = End::default();
     for cell in cells {
@@ -335,6 +336,7 @@ fn measure_all(
 
 /// Computes one cell; a panic is a failure of that cell alone.
 fn measure(experiment: &impl Experiment, cell: &Cell<'_>, lab: &Lab) -> Result<Measured, String> {
+    let _span = tracing::info_span!("cell", name = %cell.name()).entered();
     let measured = catch_unwind(AssertUnwindSafe(|| experiment.measure(cell, lab)))
         .map_err(|panic| format!("panicked: {}", panic_text(&*panic)))?
         .map_err(|error| chain(&*error))?;

@@ -101,6 +101,7 @@ where
     M: Model + ?Sized,
     A: Attack<M> + ?Sized,
 {
+    let _span = tracing::debug_span!("craft", images = clean.len()).entered();
     over_chunks(&[clean], aim.target(), pass, |images, target, pass| {
         let aim = match aim {
             Aim::Away(_) => Aim::Away(target),

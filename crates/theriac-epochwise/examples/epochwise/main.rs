@@ -257,7 +257,9 @@ fn trained(
                 })
             }
             Method::Atda => go.train(Atda::new(fgsm()?)),
-            Method::EpochWise => go.train(EpochWise::new(eps, settings.reading)?),
+            Method::EpochWise => {
+                go.train(EpochWise::new(eps, settings.reading)?.for_images(settings.train))
+            }
             Method::Bim10Adv => go.train(bim_adv(10)?),
             Method::Bim30Adv => go.train(bim_adv(30)?),
         }
