@@ -93,7 +93,7 @@ impl Job<'_> {
 pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
     let all = root.tables()?;
     let tables = choose(&all, options)?;
-    let mut store = Store::open(root.store())?;
+    let mut store = Store::open(root.store())?.over(root.path("datasets/checkpoints"));
     if options.list {
         print!("{}", list(&tables, &store, options)?);
         return Ok(ExitCode::SUCCESS);
@@ -490,6 +490,9 @@ impl Shared<'_> {
         command.args(["--scale", options.scale.name(), "--device", &options.device]);
         command.args(["--log", &options.log, "--events", "--stop-at-eof"]);
         command.arg("--store").arg(self.store.dir());
+        if let Some(kept) = self.store.kept() {
+            command.arg("--kept").arg(kept);
+        }
         let named = [
             ("--row", &options.row),
             ("--column", &options.column),

@@ -45,6 +45,7 @@ impl Carry {
             eps: eps as f32,
             seen: Vec::new(),
             each: 0,
+            expected: 0,
         }
     }
 

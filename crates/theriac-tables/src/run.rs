@@ -66,6 +66,9 @@ struct Options {
     /// Folder of trained models and measurements.
     #[arg(long, default_value = "target/reproduce/store")]
     store: PathBuf,
+    /// Folder of kept models, read where the store has none.
+    #[arg(long)]
+    kept: Option<PathBuf>,
     /// Threads to compute with; default: one for each core.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     threads: Option<u64>,
@@ -167,6 +170,9 @@ fn run(
     }
 
     let mut store = Store::open(&options.store)?;
+    if let Some(kept) = &options.kept {
+        store = store.over(kept);
+    }
     if let Some(since) = fresh_since(options) {
         store = store.fresh_since(since);
     }

@@ -4,6 +4,7 @@
 //! <dir>/<stage>/<key>/               a finished artefact, with spec.json
 //! <dir>/<stage>/<key>.partial/       one being made, or interrupted
 //! <dir>/<stage>/<key>.lock           held by the process that makes it
+//! <kept>/<stage>/<key>/              one that came with the code
 //! <dir>/results/<paper>/<table>/<scale>/<key>.json    a measurement
 //! ```
 
@@ -22,6 +23,7 @@ use crate::{BoxError, Cell, Error, Record, Result, Scale};
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    kept: Option<PathBuf>,
     fresh_since: Option<SystemTime>,
 }
 
@@ -38,8 +40,17 @@ impl Store {
         fs::create_dir_all(&dir).map_err(Error::io("make", &dir))?;
         Ok(Self {
             dir,
+            kept: None,
             fresh_since: None,
         })
+    }
+
+    /// The same store over a folder of kept artefacts, laid out alike and never written: what is
+    /// not in the store itself is looked for there before it is made.
+    #[must_use]
+    pub fn over(mut self, kept: impl Into<PathBuf>) -> Self {
+        self.kept = Some(kept.into());
+        self
     }
 
     /// The same store, blind to everything that was begun before `since`. Processes that are given
@@ -53,6 +64,11 @@ impl Store {
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The folder of kept artefacts, if there is one.
+    pub fn kept(&self) -> Option<&Path> {
+        self.kept.as_deref()
     }
 
     /// The folder of the artefact that `stage` and `spec` describe, made by `make` unless it is
@@ -79,6 +95,13 @@ impl Store {
         let done = folder.join(&key);
         if self.is_done(&done, &spec)? {
             return Ok(done);
+        }
+        if let (Some(kept), None) = (&self.kept, self.fresh_since) {
+            let kept = kept.join(stage).join(&key);
+            if self.is_done(&kept, &spec)? {
+                tracing::info!(stage, path = %kept.display(), "kept");
+                return Ok(kept);
+            }
         }
 
         fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
@@ -300,6 +323,45 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("store")).unwrap();
         (dir, store)
+    }
+
+    #[test]
+    fn a_kept_artefact_is_used_unless_a_fresh_start_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = |store: &Store| {
+            let mut calls = 0;
+            let path = store
+                .memo("train", &json!({ "seed": 1 }), |work| {
+                    calls += 1;
+                    Ok(fs::write(work.join("model"), "weights")?)
+                })
+                .unwrap();
+            (calls, path)
+        };
+        let kept = Store::open(dir.path().join("kept")).unwrap();
+        assert_eq!(made(&kept).0, 1);
+        let store = Store::open(dir.path().join("store")).unwrap();
+        let over = store.clone().over(dir.path().join("kept"));
+        let (calls, path) = made(&over);
+        assert!(calls == 0 && path.starts_with(dir.path().join("kept")));
+        let (calls, path) = made(&over.fresh_since(SystemTime::now()));
+        assert!(calls == 1 && path.starts_with(dir.path().join("store")));
+        fs::write(
+            kept.dir()
+                .join("train")
+                .join(path.file_name().unwrap())
+                .join(SPEC),
+            "{}",
+        )
+        .unwrap();
+        let other = Store::open(dir.path().join("other"))
+            .unwrap()
+            .over(dir.path().join("kept"));
+        assert!(
+            other
+                .memo("train", &json!({ "seed": 1 }), |_| Ok(()))
+                .is_err()
+        );
     }
 
     #[test]
