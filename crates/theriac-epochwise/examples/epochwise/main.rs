@@ -116,32 +116,32 @@ impl Experiment for Epochwise {
         use_threads(lab.threads);
         let settings = cell.settings::<Settings>()?;
         let device = theriac::device(&lab.device)?;
-        let trained = trained(&settings, cell, lab, &device)?;
-        let epochs = || -> Result<Vec<Epoch>, BoxError> {
-            Ok(serde_json::from_slice(&fs::read(trained.join(HISTORY))?)?)
+        // Costs come from a run of one epoch of their own: the long runs may share the machine with
+        // other work, or may have been interrupted.
+        let cost = |of: fn(&Epoch) -> f64| -> Result<Measured, BoxError> {
+            let one = Settings {
+                epochs: 1,
+                ..cell.settings()?
+            };
+            let folder = trained(&one, cell, lab, &device)?;
+            let history: Vec<Epoch> = serde_json::from_slice(&fs::read(folder.join(HISTORY))?)?;
+            let epoch = history.first().ok_or("the run has no epoch")?;
+            let value = of(epoch);
+            Ok(Measured {
+                value,
+                n: 1,
+                seconds: epoch.seconds,
+                ..Measured::default()
+            })
         };
         match cell.column.measure.as_str() {
-            "seconds-per-epoch" => Ok(per_epoch(&epochs()?, |epoch| epoch.seconds)),
-            "passes-per-batch" => Ok(per_epoch(&epochs()?, Epoch::passes)),
-            _ => scoring::accuracy(&settings, &trained.join(MODEL), cell, lab, &device),
+            "seconds-per-epoch" => cost(|epoch| epoch.seconds),
+            "passes-per-batch" => cost(Epoch::passes),
+            _ => {
+                let model = trained(&settings, cell, lab, &device)?.join(MODEL);
+                scoring::accuracy(&settings, &model, cell, lab, &device)
+            }
         }
-    }
-}
-
-/// The median over epochs: other work on the machine comes in bursts.
-fn per_epoch(history: &[Epoch], of: impl Fn(&Epoch) -> f64) -> Measured {
-    let mut values: Vec<f64> = history.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    let value = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
-    let interval = Some((values[0], values[n - 1]));
-    let seconds = history.iter().map(|epoch| epoch.seconds).sum();
-    Measured {
-        value,
-        n,
-        interval,
-        seconds,
-        ..Measured::default()
     }
 }
 
