@@ -133,19 +133,16 @@ impl Eps {
 }
 
 impl fmt::Display for Eps {
-    /// Multiples of 1/255 as such, anything else as a decimal without the digits that only say
-    /// that it was divided.
+    /// Short decimals as such, else multiples of 1/255 as fractions, else five digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of_255 = self.0 * 255.0;
-        if self.0 > 0.0 && of_255 < 100.0 && (of_255 - of_255.round()).abs() < 1e-9 {
+        let (decimal, of_255) = (self.0.to_string(), self.0 * 255.0);
+        let whole = of_255 < 100.0 && (of_255 - of_255.round()).abs() < 1e-9;
+        if decimal.len() <= 5 {
+            f.write_str(&decimal)
+        } else if whole {
             write!(f, "{}/255", of_255.round())
         } else {
-            let text = self.0.to_string();
-            if text.len() > 8 {
-                write!(f, "{:.5}", self.0)
-            } else {
-                f.write_str(&text)
-            }
+            write!(f, "{:.5}", self.0)
         }
     }
 }
