@@ -158,7 +158,7 @@ fn skeleton_of(package: &Package) -> Vec<Violation> {
 pub(super) fn unsafe_code(workspace: &Workspace) -> Vec<Violation> {
     let mut broken = Vec::new();
     for source in &workspace.sources {
-        let lines: Vec<Line<'_>> = source.library_lines().collect();
+        let lines: Vec<Line<'_>> = source.shipped_lines().collect();
         for (index, line) in lines.iter().enumerate() {
             let code = line.code();
             let used = has_word(code, "unsafe")
@@ -410,7 +410,7 @@ fn each_line(
     };
     let mut broken = Vec::new();
     for source in workspace.sources.iter().filter(is_library) {
-        for line in source.library_lines() {
+        for line in source.shipped_lines() {
             if let Some((problem, remedy)) = rule(source, &line) {
                 broken.push(Violation {
                     place: source.at(line.number),

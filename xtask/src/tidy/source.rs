@@ -65,7 +65,7 @@ pub(crate) struct Line<'s> {
 
 impl Source {
     /// The lines before the tests at the bottom of the file.
-    pub(crate) fn library_lines(&self) -> impl Iterator<Item = Line<'_>> {
+    pub(crate) fn shipped_lines(&self) -> impl Iterator<Item = Line<'_>> {
         let lines: Vec<&str> = self.text.lines().collect();
         let tests = lines.windows(2).position(|pair| {
             pair[0].trim() == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].ends_with('{')
