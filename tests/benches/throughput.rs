@@ -8,11 +8,11 @@
 use candle_core::{DType, Device};
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use theriac::{Aim, Batch, Budget, Classifier, Labels, Model, Run, craft, gradient, over_chunks};
+use theriac::{Aim, Batch, Budget, Labels, Model, Run, craft, gradient, over_chunks};
 use theriac_attacks::Pgd;
 use theriac_data::{Dataset, Images};
 use theriac_models::Spec;
-use theriac_nn::{Params, Plain, Twin};
+use theriac_nn::{Network, Params, Plain, Twin};
 use theriac_train::{Adam, Rule};
 
 const NETWORKS: [Spec; 2] = [Spec::AtdaCnn, Spec::Lenet];
@@ -23,7 +23,7 @@ fn main() {
 }
 
 struct Bench {
-    twin: Twin<Box<dyn Classifier>>,
+    twin: Twin<Network>,
     batch: Batch<Labels>,
     run: Run,
 }

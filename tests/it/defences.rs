@@ -6,8 +6,7 @@ use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, MiFgsm, Pgd, Restarts, bim};
 use theriac_epochwise::{EpochWise, Reading};
-use theriac_models::AtdaCnn;
-use theriac_nn::Twin;
+use theriac_nn::{Network, Twin};
 use theriac_train::{Clean, LabelSource, Objective};
 
 use crate::golden_models::fresh;
@@ -16,7 +15,7 @@ use crate::support::{eps, fashion, linf, network, snapshot, train, whole};
 const EPS: f64 = 0.2;
 
 /// Two epochs on 256 images lower the loss.
-fn learns(mut objective: impl Objective<AtdaCnn>) -> Result<()> {
+fn learns(mut objective: impl Objective<Network>) -> Result<()> {
     let history = train(&network(1)?, &mut objective, &fashion(256), 2)?;
     let [first, second] = [history[0].loss, history[1].loss];
     assert!(second < first, "loss {first}, then {second}");

@@ -4,8 +4,7 @@ use candle_core::Device;
 use theriac::{Aim, Attack, Batch, CHUNK, Labels, Result, Run, craft};
 use theriac_attacks::{MiFgsm, Pgd, Restarts};
 use theriac_epochwise::{EpochWise, Reading};
-use theriac_models::AtdaCnn;
-use theriac_nn::Twin;
+use theriac_nn::{Network, Twin};
 
 use crate::support::{bits, eps, fashion, linf, network, pick, snapshot, train, whole};
 
@@ -19,7 +18,7 @@ fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
         .install(f)
 }
 
-fn attacks() -> Result<[Box<dyn Attack<AtdaCnn>>; 3]> {
+fn attacks() -> Result<[Box<dyn Attack<Network>>; 3]> {
     let pgd = Pgd::new(linf(0.2), eps(0.05), 5);
     Ok([
         Box::new(pgd),
@@ -33,8 +32,8 @@ fn attacks() -> Result<[Box<dyn Attack<AtdaCnn>>; 3]> {
 
 /// The bits of the adversarial images of a batch.
 fn adversarial(
-    attack: &dyn Attack<AtdaCnn>,
-    twin: &Twin<AtdaCnn>,
+    attack: &dyn Attack<Network>,
+    twin: &Twin<Network>,
     batch: &Batch<Labels>,
 ) -> Result<Vec<u64>> {
     let run = Run::new(9, &Device::Cpu);

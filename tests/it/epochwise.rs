@@ -8,8 +8,7 @@ use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, Pgd, Start, bim};
 use theriac_epochwise::{AfterCap, EpochWise, Limit, Reading, Store};
-use theriac_models::AtdaCnn;
-use theriac_nn::Twin;
+use theriac_nn::{Network, Twin};
 use theriac_train::{Clean, LabelSource, Objective, mixture};
 
 use crate::golden;
@@ -216,7 +215,7 @@ fn epoch_twenty_starts_again_from_the_clean_images() -> Result<()> {
 
 #[test]
 fn gradient_passes_a_batch_are_those_of_the_paper() -> Result<()> {
-    fn passes(mut objective: impl Objective<AtdaCnn>) -> Result<Vec<f64>> {
+    fn passes(mut objective: impl Objective<Network>) -> Result<Vec<f64>> {
         // 72 images: the last batch is a quarter of the others.
         let history = train(&network(2)?, &mut objective, &fashion(72), 2)?;
         Ok(history.iter().map(theriac_train::Epoch::passes).collect())

@@ -10,8 +10,7 @@ use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, Pgd};
 use theriac_data::{Loader, Order, Partial};
 use theriac_epochwise::{EpochWise, Reading, Store};
-use theriac_models::AtdaCnn;
-use theriac_nn::{Params, Twin};
+use theriac_nn::{Network, Params, Twin};
 use theriac_train::{
     Adam, Clean, Group, LabelSource, Objective, Outcome, Plan, Schedule, Sgd, fit,
 };
@@ -78,7 +77,7 @@ fn length(outcome: &Outcome) -> (bool, usize) {
 }
 
 /// Interrupts in every epoch and continues with objects that know nothing.
-fn continues<O: Objective<AtdaCnn>>(
+fn continues<O: Objective<Network>>(
     objective: impl Fn() -> Result<O>,
     group: fn(&Params) -> Result<Group>,
 ) -> Result<()> {

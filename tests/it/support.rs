@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use candle_core::{DType, Device, Tensor};
 use theriac::{Batch, Budget, Classifier, Eps, Labels, Pixels, Result, Rng, Run};
 use theriac_data::{Dataset, Images, Loader, Order, Partial};
-use theriac_models::AtdaCnn;
-use theriac_nn::{Params, Plain, Twin};
+use theriac_models::atda_cnn;
+use theriac_nn::{Network, Params, Plain, Twin};
 use theriac_train::{Adam, Epoch, Group, Objective, Outcome, Plan, Schedule, fit};
 
 static FASHION: LazyLock<Images> = LazyLock::new(|| {
@@ -42,10 +42,10 @@ pub(crate) fn pick(batch: &Batch<Labels>, indices: &[u32]) -> Result<Batch<Label
     })
 }
 
-/// An untrained [`AtdaCnn`] in f32.
-pub(crate) fn network(seed: u64) -> Result<Twin<AtdaCnn>> {
+/// An untrained [`atda_cnn`] in f32.
+pub(crate) fn network(seed: u64) -> Result<Twin<Network>> {
     let params = Params::new(seed, DType::F32, &Device::Cpu);
-    Twin::build(&params, |vb| AtdaCnn::new(&Plain, vb))
+    Twin::build(&params, |vb| atda_cnn(&Plain, vb))
 }
 
 /// Trains with Adam at 0.001 on shuffled batches of 32.

@@ -9,50 +9,27 @@
 //! adaptation", ICLR 2019: 166,406 parameters, Glorot uniform weights, zero biases. Inputs in
 //! [0, 1], no normalisation.
 
-use candle_core::Tensor;
-use theriac::{Classifier, Pass, Pixels, Result};
-use theriac_nn::{Conv, Init, Layer, Layers, Linear, Site, VarBuilder};
-use theriac_ops::relu;
+use theriac::Result;
+use theriac_nn::{Conv, Init, Layers, Linear, Network, Site, VarBuilder};
 
-/// The network; input (N, 1, 28, 28).
-pub struct AtdaCnn {
-    conv1: Box<dyn Layer>,
-    site1: Box<dyn Layer>,
-    conv2: Box<dyn Layer>,
-    site2: Box<dyn Layer>,
-    fc1: Box<dyn Layer>,
-    fc2: Box<dyn Layer>,
-}
-
-impl AtdaCnn {
-    /// Parameters `conv1`, `conv2`, `fc1`, `fc2`.
-    ///
-    /// # Errors
-    /// When a parameter exists with another shape.
-    pub fn new(layers: &dyn Layers, vb: VarBuilder) -> Result<Self> {
-        let conv = |i, o| Conv::new(i, o, 4).stride(2).padding(1).init(Init::Glorot);
-        let linear = |i, o| Linear::new(i, o).init(Init::Glorot);
-        Ok(Self {
-            conv1: layers.conv(&conv(1, 16), vb.pp("conv1"))?,
-            site1: layers.site(Site::Stem, (16, 14, 14), vb.pp("site1"))?,
-            conv2: layers.conv(&conv(16, 32), vb.pp("conv2"))?,
-            site2: layers.site(Site::Conv, (32, 7, 7), vb.pp("site2"))?,
-            fc1: layers.linear(&linear(1568, 100), vb.pp("fc1"))?,
-            fc2: layers.linear(&linear(100, 10), vb.pp("fc2"))?,
-        })
-    }
-}
-
-impl Classifier for AtdaCnn {
-    fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> Result<Tensor> {
-        let h = relu(&self.conv1.forward(x.tensor(), pass)?)?;
-        let h = self.site1.forward(&h, pass)?;
-        let h = relu(&self.conv2.forward(&h, pass)?)?;
-        let h = self.site2.forward(&h, pass)?.flatten_from(1)?;
-        self.fc2.forward(&relu(&self.fc1.forward(&h, pass)?)?, pass)
-    }
-
-    fn classes(&self) -> usize {
-        10
-    }
+/// The network for images (N, 1, 28, 28): parameters `conv1`, `conv2`, `fc1`, `fc2`.
+///
+/// # Errors
+/// When a parameter exists with another shape.
+pub fn atda_cnn(layers: &dyn Layers, vb: VarBuilder) -> Result<Network> {
+    let conv = |i, o| Conv::new(i, o, 4).stride(2).padding(1).init(Init::Glorot);
+    let linear = |i, o| Linear::new(i, o).init(Init::Glorot);
+    let mut net = Network::new(10);
+    let x = net.image();
+    let h = net.layer(x, layers.conv(&conv(1, 16), vb.pp("conv1"))?);
+    let h = net.relu(h);
+    let h = net.layer(h, layers.site(Site::Stem, (16, 14, 14), vb.pp("site1"))?);
+    let h = net.layer(h, layers.conv(&conv(16, 32), vb.pp("conv2"))?);
+    let h = net.relu(h);
+    let h = net.layer(h, layers.site(Site::Conv, (32, 7, 7), vb.pp("site2"))?);
+    let h = net.flatten(h);
+    let h = net.layer(h, layers.linear(&linear(1568, 100), vb.pp("fc1"))?);
+    let h = net.relu(h);
+    net.layer(h, layers.linear(&linear(100, 10), vb.pp("fc2"))?);
+    Ok(net)
 }

@@ -5,7 +5,7 @@ mod atda_cnn;
 mod lenet;
 mod spec;
 
-pub use advertorch::AdvertorchLenet;
-pub use atda_cnn::AtdaCnn;
-pub use lenet::Lenet;
+pub use advertorch::advertorch_lenet;
+pub use atda_cnn::atda_cnn;
+pub use lenet::lenet;
 pub use spec::Spec;

@@ -1,21 +1,21 @@
 //! Networks as data.
 
 use serde::{Deserialize, Serialize};
-use theriac::{Classifier, Result};
-use theriac_nn::{Layers, VarBuilder};
+use theriac::Result;
+use theriac_nn::{Layers, Network, VarBuilder};
 
-use crate::{AdvertorchLenet, AtdaCnn, Lenet};
+use crate::{advertorch_lenet, atda_cnn, lenet};
 
 /// A network as it stands in TOML: `{ kind = "lenet" }`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Spec {
-    /// [`AtdaCnn`].
+    /// [`atda_cnn`].
     AtdaCnn,
-    /// [`Lenet`].
+    /// [`lenet()`].
     Lenet,
-    /// [`AdvertorchLenet`].
+    /// [`advertorch_lenet`].
     AdvertorchLenet,
 }
 
@@ -24,12 +24,12 @@ impl Spec {
     ///
     /// # Errors
     /// When a parameter exists with another shape.
-    pub fn build(self, layers: &dyn Layers, vb: VarBuilder) -> Result<Box<dyn Classifier>> {
-        Ok(match self {
-            Self::AtdaCnn => Box::new(AtdaCnn::new(layers, vb)?),
-            Self::Lenet => Box::new(Lenet::new(layers, vb)?),
-            Self::AdvertorchLenet => Box::new(AdvertorchLenet::new(layers, vb)?),
-        })
+    pub fn build(self, layers: &dyn Layers, vb: VarBuilder) -> Result<Network> {
+        match self {
+            Self::AtdaCnn => atda_cnn(layers, vb),
+            Self::Lenet => lenet(layers, vb),
+            Self::AdvertorchLenet => advertorch_lenet(layers, vb),
+        }
     }
 }
 

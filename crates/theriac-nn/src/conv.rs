@@ -2,9 +2,10 @@
 
 use candle_core::Tensor;
 use theriac::{Pass, Result};
+use theriac_ops::network::Op;
 use theriac_ops::{ConvConfig, conv2d};
 
-use crate::{Init, Layer, VarBuilder};
+use crate::{Form, Init, Layer, VarBuilder};
 
 /// A square 2-d convolution: weight (out, in / groups, k, k) at `weight`, bias (out) at `bias`.
 #[derive(Clone, Debug)]
@@ -94,5 +95,24 @@ struct Convolution {
 impl Layer for Convolution {
     fn forward(&self, x: &Tensor, _: &Pass<'_>) -> Result<Tensor> {
         Ok(conv2d(x, &self.weight, self.bias.as_ref(), self.config)?)
+    }
+
+    fn form(&self, _: &Pass<'_>) -> Result<Option<Form>> {
+        let ConvConfig {
+            stride,
+            padding,
+            dilation,
+            groups,
+        } = self.config;
+        let (outputs, _, height, width) = self.weight.dims4()?;
+        let op = Op::Conv {
+            outputs,
+            kernel: (height, width),
+            stride,
+            padding,
+            dilation,
+        };
+        let parameters = [Some(self.weight.clone()), self.bias.clone(), None, None];
+        Ok((groups == 1).then(|| Form::stored(Some(op), parameters)))
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use theriac::{Pass, Result};
 
-use crate::{BatchNorm, Conv, Linear, VarBuilder};
+use crate::{BatchNorm, Conv, Form, Linear, VarBuilder};
 
 /// One layer of a network.
 pub trait Layer: Send + Sync {
@@ -12,6 +12,15 @@ pub trait Layer: Send + Sync {
     /// # Errors
     /// When the shapes do not fit.
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor>;
+
+    /// The same as data, so that a [`crate::Network`] can run the layer together with others. A
+    /// layer that perturbs weights gives the perturbed ones; one that does anything else has none.
+    ///
+    /// # Errors
+    /// When the parameters cannot be had.
+    fn form(&self, _: &Pass<'_>) -> Result<Option<Form>> {
+        Ok(None)
+    }
 }
 
 /// Where activations may be perturbed.
@@ -72,5 +81,9 @@ struct Identity;
 impl Layer for Identity {
     fn forward(&self, x: &Tensor, _: &Pass<'_>) -> Result<Tensor> {
         Ok(x.clone())
+    }
+
+    fn form(&self, _: &Pass<'_>) -> Result<Option<Form>> {
+        Ok(Some(Form::stored(None, [const { None }; 4])))
     }
 }

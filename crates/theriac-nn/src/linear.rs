@@ -2,8 +2,9 @@
 
 use candle_core::Tensor;
 use theriac::{Pass, Result};
+use theriac_ops::network::Op;
 
-use crate::{Init, Layer, VarBuilder};
+use crate::{Form, Init, Layer, VarBuilder};
 
 /// `y = x W^T + b`: weight (out, in) at `weight`, bias (out) at `bias`.
 #[derive(Clone, Debug)]
@@ -55,5 +56,11 @@ struct Affine {
 impl Layer for Affine {
     fn forward(&self, x: &Tensor, _: &Pass<'_>) -> Result<Tensor> {
         Ok(theriac_ops::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+
+    fn form(&self, _: &Pass<'_>) -> Result<Option<Form>> {
+        let outputs = self.weight.dim(0)?;
+        let parameters = [Some(self.weight.clone()), self.bias.clone(), None, None];
+        Ok(Some(Form::stored(Some(Op::Linear { outputs }), parameters)))
     }
 }

@@ -2,9 +2,10 @@
 
 use candle_core::{Tensor, Var};
 use theriac::{Error, Mode, Pass, Result};
+use theriac_ops::network::Op;
 use theriac_ops::{batch_norm_eval, batch_norm_train};
 
-use crate::{Layer, VarBuilder};
+use crate::{Form, Layer, VarBuilder};
 
 /// `y = gamma (x - mean) / sqrt(var + eps) + beta` over each channel of (N, C, H, W).
 ///
@@ -83,5 +84,24 @@ impl Layer for BatchNorm {
                 Ok(y)
             }
         }
+    }
+
+    fn form(&self, pass: &Pass<'_>) -> Result<Option<Form>> {
+        // In training mode an image's result depends on its batch; other banks are refused.
+        if pass.mode == Mode::Train || pass.bank.0 != 0 {
+            return Ok(None);
+        }
+        let statistics = [&self.running_mean, &self.running_var].map(|var| var.detach());
+        let [mean, var] = statistics.map(Some);
+        let parameters = [
+            Some(self.weight.clone()),
+            Some(self.bias.clone()),
+            mean,
+            var,
+        ];
+        Ok(Some(Form::stored(
+            Some(Op::Norm { eps: self.eps }),
+            parameters,
+        )))
     }
 }

@@ -7,6 +7,7 @@ mod cpu;
 mod graph;
 mod linear;
 mod loss;
+pub mod network;
 mod norm;
 mod optim;
 mod pool;

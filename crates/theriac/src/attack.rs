@@ -1,6 +1,7 @@
 //! Pixels to other pixels.
 
 use rayon::prelude::*;
+use theriac_ops::network::PreparedCache;
 
 use crate::{Error, Model, Pass, Pixels, Result, Target};
 
@@ -129,6 +130,12 @@ pub fn over_chunks<T: Target>(
     let on_cpu = first.tensor().device().is_cpu();
     let chunk = if on_cpu { CHUNK } else { n };
     let starts: Vec<usize> = (0..n).step_by(chunk).collect();
+    // No parameter changes while `f` runs.
+    let prepared = PreparedCache::default();
+    let pass = Pass {
+        prepared: Some(&prepared),
+        ..*pass
+    };
     let part = |start: usize| {
         let len = chunk.min(n - start);
         let cut = images.iter().map(|batch| batch.narrow(start, len));

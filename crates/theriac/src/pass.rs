@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Device, Tensor};
+use theriac_ops::network::PreparedCache;
 
 use crate::{Error, Pixels, Result, Rng};
 
@@ -99,6 +100,7 @@ impl Run {
             rng: self.rng,
             samples,
             meter: &self.meter,
+            prepared: None,
         }
     }
 
@@ -127,6 +129,9 @@ pub struct Pass<'r> {
     pub samples: &'r [u32],
     /// The counters of the run.
     pub meter: &'r Meter,
+    /// Parameters arranged for the kernels, if none changes during the work that this pass
+    /// belongs to: [`crate::craft`] sets it.
+    pub prepared: Option<&'r PreparedCache>,
 }
 
 impl<'r> Pass<'r> {

@@ -19,8 +19,8 @@ use theriac_attacks::{Fgsm, bim};
 use theriac_data::{Dataset, Images, Loader, Order, Partial};
 use theriac_datasets::{Options, Role, Split, embedded, resolve};
 use theriac_epochwise::{EpochWise, Reading};
-use theriac_models::AtdaCnn;
-use theriac_nn::{Params, Plain, Twin};
+use theriac_models::atda_cnn;
+use theriac_nn::{Network, Params, Plain, Twin};
 use theriac_tables::{BoxError, Cell, Experiment, Interrupted, Lab, Measured};
 use theriac_train::{
     Adam, Clean, Epoch, Group, LabelSource, Objective, Outcome, Plan, Progress, Schedule, fit,
@@ -200,9 +200,9 @@ fn images(settings: &Settings, split: Split, lab: &Lab) -> Result<Images, BoxErr
     })
 }
 
-fn network(seed: u64, device: &Device) -> Result<Twin<AtdaCnn>, BoxError> {
+fn network(seed: u64, device: &Device) -> Result<Twin<Network>, BoxError> {
     let params = Params::new(seed, DType::F32, device);
-    Ok(Twin::build(&params, |vb| AtdaCnn::new(&Plain, vb))?)
+    Ok(Twin::build(&params, |vb| atda_cnn(&Plain, vb))?)
 }
 
 /// The folder of the trained network, from the store or made now.
@@ -277,7 +277,7 @@ struct Go<'a> {
 }
 
 impl Go<'_> {
-    fn train(&self, mut objective: impl Objective<AtdaCnn>) -> Result<(), BoxError> {
+    fn train(&self, mut objective: impl Objective<Network>) -> Result<(), BoxError> {
         let Self {
             settings,
             lab,

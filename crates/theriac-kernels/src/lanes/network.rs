@@ -1,0 +1,1593 @@
+//! A whole network, forward and backward, on sixteen images at a time.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::LANES;
+use super::conv::{Backward, Conv};
+use super::plane::{Buffer, Plane, Shelf};
+use super::pool::Windows;
+use super::products::{Finish, Grid, Job, Packed, products};
+use super::simd::Level;
+use crate::error::{Error, Result, check_len, geometry};
+
+/// What a step of a network computes from one value, or from two.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Op {
+    /// Convolution; parameters: weight (outputs, channels, kernel), maybe a bias (outputs).
+    Conv {
+        /// Output channels.
+        outputs: usize,
+        /// Height and width of the kernel.
+        kernel: (usize, usize),
+        /// Step between windows.
+        stride: usize,
+        /// Zeros on each side.
+        padding: usize,
+        /// Distance between the pixels of a window.
+        dilation: usize,
+    },
+    /// Fully connected on the flattened image; parameters: weight (outputs, pixels), maybe a bias.
+    Linear {
+        /// Output features.
+        outputs: usize,
+    },
+    /// Batch normalisation with fixed statistics; parameters: gamma, beta, mean, variance.
+    Norm {
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// `max(x, 0)`, derivative 0 at 0.
+    Relu,
+    /// Max pooling, the first maximum of a window takes its gradient.
+    MaxPool {
+        /// Side of the window.
+        kernel: usize,
+        /// Step between windows.
+        stride: usize,
+        /// Padding on each side, which never wins.
+        padding: usize,
+    },
+    /// Average pooling over windows; padding counts as zeros.
+    AvgPool {
+        /// Side of the window.
+        kernel: usize,
+        /// Step between windows.
+        stride: usize,
+        /// Zeros on each side.
+        padding: usize,
+    },
+    /// The mean over all pixels of each channel.
+    GlobalAvgPool,
+    /// The sum of two values of one shape.
+    Add {
+        /// The other value.
+        other: usize,
+    },
+}
+
+/// One step: `op` on the value `input`. Value 0 is the image, value i + 1 is that of step i.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// What is computed.
+    pub op: Op,
+    /// Which value it is computed from.
+    pub input: usize,
+}
+
+/// Parameters of a step, in the order that its [`Op`] names; `None` for those it has not.
+pub type Parameters<'a> = [Option<&'a [f32]>; 4];
+
+/// Which gradients a backward pass computes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// That of the images.
+    pub images: bool,
+    /// Those of the parameters of each step.
+    pub parameters: Vec<bool>,
+}
+
+/// What a backward pass computed.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// Of the images, (N, C, H, W).
+    pub images: Option<Vec<f32>>,
+    /// Of the weight and the bias of each step.
+    pub parameters: Vec<[Option<Vec<f32>>; 2]>,
+}
+
+/// A network of fixed geometry.
+///
+/// Activations live in groups of sixteen images that stay in a core's cache from layer to layer;
+/// groups run in parallel. The geometry holds no parameters: [`Network::prepare`] arranges them
+/// once for as many passes as use the same.
+#[derive(Debug)]
+pub struct Network {
+    steps: Vec<Step>,
+    nodes: Vec<Node>,
+    /// The node that computes each value, 0 for the image, i + 1 for node i.
+    value: Vec<usize>,
+    /// Planes of the image and of each node's result.
+    planes: Arc<[Plane]>,
+    /// Values that no node after node k reads.
+    spent: Vec<Vec<usize>>,
+    shelf: Arc<Shelf>,
+    level: Level,
+}
+
+/// A step with the steps that are done on its result before it is stored.
+#[derive(Debug)]
+struct Node {
+    step: usize,
+    kind: Kind,
+    /// Plane and value it reads.
+    input: usize,
+    /// Step of a norm.
+    norm: Option<usize>,
+    /// Value that is added.
+    residual: Option<usize>,
+    relu: bool,
+    /// Places of a sum's terms in the input's plane.
+    offsets: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Conv(Conv),
+    Linear,
+    MaxPool(Windows),
+    AvgPool(Windows),
+    /// Norm, addition, ReLU of their own.
+    Pointwise,
+}
+
+/// Parameters arranged for the kernels.
+#[derive(Debug)]
+pub struct Prepared {
+    nodes: Vec<Arranged>,
+}
+
+#[derive(Debug, Default)]
+struct Arranged {
+    forward: Packed,
+    backward: Option<Back>,
+    bias: Option<Vec<f32>>,
+    affine: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+#[derive(Debug)]
+enum Back {
+    Conv(Backward),
+    Linear(Packed),
+}
+
+/// What a forward pass keeps for backward passes.
+#[derive(Debug)]
+pub struct Trace {
+    images: usize,
+    groups: Vec<Group>,
+    planes: Arc<[Plane]>,
+    shelf: Arc<Shelf>,
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        for group in &mut self.groups {
+            for (plane, buffer) in self.planes.iter().zip(&mut group.values) {
+                self.shelf.give(*plane, buffer.take());
+            }
+        }
+    }
+}
+
+/// The values of sixteen images.
+#[derive(Default)]
+struct Group {
+    images: usize,
+    values: Vec<Option<Buffer>>,
+    winners: Vec<Vec<[u8; LANES]>>,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("images", &self.images)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Network {
+    /// Checks the steps for images of shape (C, H, W).
+    ///
+    /// # Errors
+    ///
+    /// If a step reads a value that is not there, or its shapes do not fit.
+    pub fn new(image: [usize; 3], steps: &[Step]) -> Result<Self> {
+        let shapes = shapes(image, steps)?;
+        let uses = uses(steps);
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut value = vec![0];
+        for (step, Step { op, input }) in steps.iter().enumerate() {
+            let source = value[*input];
+            // The step can be done on the result of the node that feeds it alone.
+            let alone = source > 0 && uses[*input] == 1 && !nodes[source - 1].relu;
+            let sums = |source: usize, nodes: &[Node]| {
+                source > 0 && matches!(nodes[source - 1].kind, Kind::Conv(_) | Kind::Linear)
+            };
+            let mut node = Node {
+                step,
+                kind: Kind::Pointwise,
+                input: source,
+                norm: None,
+                residual: None,
+                relu: false,
+                offsets: Vec::new(),
+            };
+            match *op {
+                Op::Relu => {
+                    let kind = source.checked_sub(1).map(|n| nodes[n].kind);
+                    if alone && !matches!(kind, Some(Kind::MaxPool(_) | Kind::AvgPool(_))) {
+                        nodes[source - 1].relu = true;
+                        value.push(source);
+                        continue;
+                    }
+                    node.relu = true;
+                }
+                Op::Norm { .. } => {
+                    let free = |n: &Node| n.norm.is_none() && n.residual.is_none();
+                    if alone && sums(source, &nodes) && free(&nodes[source - 1]) {
+                        nodes[source - 1].norm = Some(step);
+                        value.push(source);
+                        continue;
+                    }
+                    node.norm = Some(step);
+                }
+                Op::Add { other } => {
+                    let (a, b) = (source, value[other]);
+                    let fits = |late: usize, early: usize, of: usize| {
+                        late > early
+                            && uses[of] == 1
+                            && sums(late, &nodes)
+                            && !nodes[late - 1].relu
+                            && nodes[late - 1].residual.is_none()
+                    };
+                    let (late, early) = match (fits(a, b, *input), fits(b, a, other)) {
+                        (true, _) => (a, b),
+                        (_, true) => (b, a),
+                        _ => {
+                            node.residual = Some(b);
+                            nodes.push(node);
+                            value.push(nodes.len());
+                            continue;
+                        }
+                    };
+                    nodes[late - 1].residual = Some(early);
+                    value.push(late);
+                    continue;
+                }
+                Op::Conv {
+                    kernel,
+                    stride,
+                    padding,
+                    dilation,
+                    ..
+                } => {
+                    node.kind = Kind::Conv(Conv {
+                        kernel,
+                        stride,
+                        padding,
+                        dilation,
+                    });
+                }
+                Op::Linear { .. } => node.kind = Kind::Linear,
+                Op::GlobalAvgPool => {
+                    let [_, rows, columns] = shapes[*input];
+                    node.kind = Kind::AvgPool(Windows {
+                        kernel: (rows, columns),
+                        stride: (rows, columns),
+                        padding: 0,
+                    });
+                }
+                Op::MaxPool {
+                    kernel,
+                    stride,
+                    padding,
+                } => node.kind = Kind::MaxPool(Windows::square(kernel, stride, padding)),
+                Op::AvgPool {
+                    kernel,
+                    stride,
+                    padding,
+                } => node.kind = Kind::AvgPool(Windows::square(kernel, stride, padding)),
+            }
+            nodes.push(node);
+            value.push(nodes.len());
+        }
+        let mut planes = vec![plane(shapes[0])];
+        planes.extend(nodes.iter().map(|node| plane(shapes[node.step + 1])));
+        widen(&mut planes, &nodes);
+        for node in &mut nodes {
+            node.offsets = match node.kind {
+                Kind::Conv(conv) => conv.offsets(&planes[node.input]),
+                Kind::Linear => planes[node.input].places().collect(),
+                _ => Vec::new(),
+            };
+        }
+        Ok(Self {
+            steps: steps.to_vec(),
+            spent: spent(&nodes, value[steps.len()]),
+            nodes,
+            value,
+            planes: planes.into(),
+            shelf: Arc::default(),
+            level: Level::best(),
+        })
+    }
+
+    /// Shape (C, H, W) of the result; a fully connected layer gives (outputs, 1, 1).
+    pub fn output(&self) -> [usize; 3] {
+        let plane = self.planes[self.last()];
+        [plane.channels, plane.rows, plane.columns]
+    }
+
+    /// Whether gradients of the parameters of every step can be computed: those of a norm, and of
+    /// the layer before it, cannot.
+    pub fn has_parameter_gradients(&self) -> bool {
+        self.nodes.iter().all(|node| node.norm.is_none())
+    }
+
+    fn last(&self) -> usize {
+        self.value[self.value.len() - 1]
+    }
+
+    /// Arranges the parameters of all steps for forward passes and, on request, backward ones.
+    ///
+    /// # Errors
+    ///
+    /// If a parameter is missing or has the wrong length.
+    pub fn prepare(&self, parameters: &[Parameters<'_>], backward: bool) -> Result<Prepared> {
+        check_len("network: parameters", parameters, self.steps.len())?;
+        let nodes = self.nodes.iter().enumerate().map(|(k, node)| {
+            let (x, out) = (self.planes[node.input], self.planes[k + 1]);
+            let [weight, bias, ..] = parameters[node.step];
+            let mut arranged = Arranged::default();
+            if let Some(step) = node.norm {
+                arranged.affine = Some(self.affine(step, &parameters[step], out.channels)?);
+            }
+            let scale = arranged.affine.as_ref().map(|(scale, _)| &scale[..]);
+            let terms = node.offsets.len();
+            if let Kind::Conv(_) | Kind::Linear = node.kind {
+                let weight = given("network: weight", weight, out.channels * terms)?;
+                if let Some(bias) = bias {
+                    check_len("network: bias", bias, out.channels)?;
+                    arranged.bias = Some(bias.to_vec());
+                }
+                arranged.forward = Packed::new(out.channels, terms, |row, to| {
+                    to.copy_from_slice(&weight[row * terms..][..terms]);
+                });
+                if backward {
+                    arranged.backward = Some(match node.kind {
+                        Kind::Conv(conv) => {
+                            Back::Conv(Backward::new(&conv, &x, &out, weight, scale))
+                        }
+                        _ => Back::Linear(Packed::transposed(weight, terms, scale)),
+                    });
+                }
+            }
+            Ok(arranged)
+        });
+        Ok(Prepared {
+            nodes: nodes.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Scale and shift of a norm.
+    fn affine(
+        &self,
+        step: usize,
+        parameters: &Parameters<'_>,
+        channels: usize,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let Op::Norm { eps } = self.steps[step].op else {
+            return Err(geometry(
+                "a norm's step",
+                step,
+                "this is a defect of the kernels",
+            ));
+        };
+        let [gamma, beta, mean, var] = *parameters;
+        let gamma = given("network: gamma", gamma, channels)?;
+        let beta = given("network: beta", beta, channels)?;
+        let mean = given("network: mean", mean, channels)?;
+        let var = given("network: variance", var, channels)?;
+        let scale: Vec<f64> = gamma
+            .iter()
+            .zip(var)
+            .map(|(&g, &v)| f64::from(g) / (f64::from(v) + eps).sqrt())
+            .collect();
+        let shift = beta.iter().zip(mean).zip(&scale);
+        Ok((
+            scale.iter().map(|&s| s as f32).collect(),
+            shift
+                .map(|((&b, &m), s)| (f64::from(b) - f64::from(m) * s) as f32)
+                .collect(),
+        ))
+    }
+
+    /// The result for images (N, C, H, W), shape (N, output), and what a backward pass needs if
+    /// `keep`.
+    ///
+    /// # Errors
+    ///
+    /// If `images` is empty or no whole number of images.
+    pub fn forward(
+        &self,
+        prepared: &Prepared,
+        images: &[f32],
+        keep: bool,
+    ) -> Result<(Vec<f32>, Option<Trace>)> {
+        let pixels = self.planes[0].pixels();
+        let count = images.len() / pixels;
+        check_len("network: images", images, count.max(1) * pixels)?;
+        let out_pixels = self.planes[self.last()].pixels();
+        let mut out = vec![0f32; count * out_pixels];
+        let group = |(images, out): (&[f32], &mut [f32])| {
+            let mut group = self.start(images);
+            for k in 0..self.nodes.len() {
+                self.run(k, prepared, &mut group);
+                let spent = if keep { &[][..] } else { &self.spent[k] };
+                for &v in spent {
+                    self.shelf.give(self.planes[v], group.values[v].take());
+                }
+            }
+            let last = self.last();
+            if let Some(value) = &group.values[last] {
+                self.planes[last].gather(value, out);
+            }
+            if keep {
+                return Some(group);
+            }
+            self.shelf
+                .give(self.planes[last], group.values[last].take());
+            None
+        };
+        let parts = images
+            .par_chunks(LANES * pixels)
+            .zip(out.par_chunks_mut(LANES * out_pixels));
+        let groups: Vec<Option<Group>> = if count <= LANES {
+            vec![group((images, &mut out))]
+        } else {
+            parts.map(group).collect()
+        };
+        let trace = keep.then(|| Trace {
+            images: count,
+            groups: groups.into_iter().flatten().collect(),
+            planes: self.planes.clone(),
+            shelf: self.shelf.clone(),
+        });
+        Ok((out, trace))
+    }
+
+    fn start(&self, images: &[f32]) -> Group {
+        let mut input = self.shelf.take(self.planes[0]);
+        self.planes[0].spread(images, &mut input);
+        let mut values = vec![Some(input)];
+        values.resize_with(self.planes.len(), || None);
+        Group {
+            images: images.len() / self.planes[0].pixels(),
+            values,
+            winners: vec![Vec::new(); self.nodes.len()],
+        }
+    }
+
+    /// Computes the value of node k.
+    fn run(&self, k: usize, prepared: &Prepared, group: &mut Group) {
+        let (node, arranged) = (&self.nodes[k], &prepared.nodes[k]);
+        let (plane, out_plane) = (self.planes[node.input], self.planes[k + 1]);
+        let mut out = self.shelf.take(out_plane);
+        {
+            let value = |v: usize| group.values[v].as_deref().unwrap_or_default();
+            let x = value(node.input);
+            let finish = Finish {
+                bias: arranged.bias.as_deref(),
+                affine: arranged.affine.as_ref().map(|(a, b)| (&a[..], &b[..])),
+                residual: node.residual.map(value),
+                relu: node.relu,
+                ..Finish::default()
+            };
+            match node.kind {
+                Kind::Conv(conv) => conv.forward(
+                    self.level,
+                    (&plane, x),
+                    &node.offsets,
+                    &arranged.forward,
+                    finish,
+                    (&out_plane, &mut out),
+                ),
+                Kind::Linear => {
+                    let job = vector_job(&arranged.forward, &node.offsets, x, finish);
+                    products(self.level, &job, &mut out);
+                }
+                Kind::MaxPool(windows) => {
+                    let winners = &mut group.winners[k];
+                    windows.max((&plane, x), (&out_plane, &mut out), winners);
+                }
+                Kind::AvgPool(windows) => windows.mean((&plane, x), (&out_plane, &mut out)),
+                Kind::Pointwise => pointwise(&out_plane, x, &finish, &mut out),
+            }
+        }
+        group.values[k + 1] = Some(out);
+    }
+
+    /// Gradients of a loss whose gradient by the result is `grad_out`, shape (N, output).
+    ///
+    /// # Errors
+    ///
+    /// If `grad_out` has the wrong length, or a gradient is wanted that
+    /// [`Self::has_parameter_gradients`] excludes.
+    pub fn backward(
+        &self,
+        prepared: &Prepared,
+        trace: &Trace,
+        grad_out: &[f32],
+        want: &Want,
+    ) -> Result<Gradients> {
+        let out_pixels = self.planes[self.last()].pixels();
+        let pixels = self.planes[0].pixels();
+        check_len("network: grad_out", grad_out, trace.images * out_pixels)?;
+        check_len("network: wanted", &want.parameters, self.steps.len())?;
+        if want.parameters.contains(&true) && !self.has_parameter_gradients() {
+            return Err(geometry(
+                "wanted gradients",
+                "those of parameters",
+                "a norm with fixed statistics has none here",
+            ));
+        }
+        let needs = self.needs(want);
+        let mut images = vec![
+            0f32;
+            if want.images {
+                trace.images * pixels
+            } else {
+                0
+            }
+        ];
+        let mut parts: Vec<&mut [f32]> = images.chunks_mut(LANES * pixels).collect();
+        parts.resize_with(trace.groups.len(), Default::default);
+        let group = |(group, (grad_out, grad_x)): (&Group, (&[f32], &mut [f32]))| {
+            self.group_backward(prepared, group, grad_out, grad_x, want, &needs)
+        };
+        let work: Vec<_> = trace
+            .groups
+            .iter()
+            .zip(grad_out.chunks(LANES * out_pixels).zip(parts))
+            .collect();
+        let done: Vec<Done> = if work.len() == 1 {
+            work.into_iter().map(group).collect()
+        } else {
+            work.into_par_iter().map(group).collect()
+        };
+        let mut parameters: Vec<[Option<Vec<f32>>; 2]> = vec![[None, None]; self.steps.len()];
+        for (k, node) in self.nodes.iter().enumerate() {
+            if !want.parameters[node.step] {
+                continue;
+            }
+            parameters[node.step] = match node.kind {
+                Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
+                Kind::Linear => self.linear_grads(k, trace, &done),
+                _ => [None, None],
+            };
+        }
+        for done in done {
+            for (plane, buffer) in self.planes.iter().zip(done.grads) {
+                self.shelf.give(*plane, buffer);
+            }
+        }
+        Ok(Gradients {
+            images: want.images.then_some(images),
+            parameters,
+        })
+    }
+
+    /// Which values need a gradient.
+    fn needs(&self, want: &Want) -> Vec<bool> {
+        let mut needs = vec![want.images];
+        for node in &self.nodes {
+            let inputs = [Some(node.input), node.residual];
+            let below = inputs.into_iter().flatten().any(|v| needs[v]);
+            needs.push(below || want.parameters[node.step]);
+        }
+        needs
+    }
+
+    fn group_backward(
+        &self,
+        prepared: &Prepared,
+        group: &Group,
+        grad_out: &[f32],
+        grad_x: &mut [f32],
+        want: &Want,
+        needs: &[bool],
+    ) -> Done {
+        let mut grads: Vec<Option<Buffer>> = Vec::new();
+        grads.resize_with(self.planes.len(), || None);
+        let last = self.last();
+        let mut grad = self.shelf.take(self.planes[last]);
+        self.planes[last].spread(grad_out, &mut grad);
+        grads[last] = Some(grad);
+        let mut sums: Vec<Sums> = vec![Sums::default(); self.nodes.len()];
+        for k in (0..self.nodes.len()).rev() {
+            let Some(grad) = grads[k + 1].take() else {
+                continue;
+            };
+            let grad = self.node_backward(k, prepared, group, grad, &mut grads, needs);
+            let node = &self.nodes[k];
+            let mut keep = false;
+            if want.parameters[node.step] {
+                match node.kind {
+                    Kind::Conv(conv) => sums[k] = self.conv_sums(k, conv, group, &grad),
+                    Kind::Linear => keep = true,
+                    _ => {}
+                }
+            }
+            if keep {
+                grads[k + 1] = Some(grad);
+            } else {
+                self.shelf.give(self.planes[k + 1], Some(grad));
+            }
+        }
+        if let Some(grad) = grads[0].take() {
+            if want.images {
+                self.planes[0].gather(&grad, grad_x);
+            }
+            self.shelf.give(self.planes[0], Some(grad));
+        }
+        Done { grads, sums }
+    }
+
+    /// Hands the gradient of node k's value on to what it was computed from; returns the gradient
+    /// by the sum itself, before norm, addition and ReLU.
+    fn node_backward(
+        &self,
+        k: usize,
+        prepared: &Prepared,
+        group: &Group,
+        mut grad: Buffer,
+        grads: &mut [Option<Buffer>],
+        needs: &[bool],
+    ) -> Buffer {
+        let (node, arranged) = (&self.nodes[k], &prepared.nodes[k]);
+        let (plane, out_plane) = (self.planes[node.input], self.planes[k + 1]);
+        if node.relu
+            && let Some(value) = &group.values[k + 1]
+        {
+            for (_, line) in out_plane.lines() {
+                for (g, &v) in grad[line.clone()].iter_mut().zip(&value[line]) {
+                    *g = if v > 0.0 { *g } else { 0.0 };
+                }
+            }
+        }
+        if let Some(residual) = node.residual
+            && needs[residual]
+        {
+            let (mut to, accumulate) = self.target(residual, grads);
+            let finish = Finish {
+                accumulate,
+                ..Finish::default()
+            };
+            pointwise(&out_plane, &grad, &finish, &mut to);
+            grads[residual] = Some(to);
+        }
+        if !needs[node.input] {
+            return grad;
+        }
+        let (mut to, accumulate) = self.target(node.input, grads);
+        let finish = Finish {
+            accumulate,
+            ..Finish::default()
+        };
+        if matches!(node.kind, Kind::MaxPool(_) | Kind::AvgPool(_)) && !accumulate {
+            plane.lines().for_each(|(_, line)| to[line].fill(0.0));
+        }
+        match (node.kind, &arranged.backward) {
+            (Kind::Conv(_), Some(Back::Conv(backward))) => {
+                backward.run(self.level, &grad, finish, &mut to);
+            }
+            (Kind::Linear, Some(Back::Linear(packed))) => {
+                self.linear_backward(packed, &plane, &grad, finish, &mut to);
+            }
+            (Kind::MaxPool(windows), _) => {
+                windows.max_grad((&out_plane, &grad), &group.winners[k], (&plane, &mut to));
+            }
+            (Kind::AvgPool(windows), _) => {
+                windows.mean_grad((&out_plane, &grad), (&plane, &mut to));
+            }
+            _ => {
+                let zeros = vec![0.0; plane.channels];
+                let affine = arranged.affine.as_ref();
+                let finish = Finish {
+                    affine: affine.map(|(scale, _)| (&scale[..], &zeros[..])),
+                    ..finish
+                };
+                pointwise(&plane, &grad, &finish, &mut to);
+            }
+        }
+        grads[node.input] = Some(to);
+        grad
+    }
+
+    /// The buffer for the gradient of a value, and whether it holds a part of it already.
+    fn target(&self, value: usize, grads: &mut [Option<Buffer>]) -> (Buffer, bool) {
+        match grads[value].take() {
+            Some(buffer) => (buffer, true),
+            None => (self.shelf.take(self.planes[value]), false),
+        }
+    }
+
+    fn linear_backward(
+        &self,
+        packed: &Packed,
+        plane: &Plane,
+        grad: &[f32],
+        finish: Finish<'_>,
+        to: &mut [f32],
+    ) {
+        let offsets: Vec<usize> = (0..packed.terms()).map(|o| o * LANES).collect();
+        if plane.border == 0 {
+            let job = vector_job(packed, &offsets, grad, finish);
+            products(self.level, &job, to);
+            return;
+        }
+        // Places of the pixels are not evenly spaced within a border.
+        let dense = Plane {
+            border: 0,
+            ..*plane
+        };
+        let mut buffer = self.shelf.take(dense);
+        let job = vector_job(packed, &offsets, grad, Finish::default());
+        products(self.level, &job, &mut buffer);
+        for ((_, from), (_, line)) in dense.lines().zip(plane.lines()) {
+            for (to, &g) in to[line].iter_mut().zip(&buffer[from]) {
+                *to = if finish.accumulate { *to + g } else { g };
+            }
+        }
+        self.shelf.give(dense, Some(buffer));
+    }
+
+    fn conv_sums(&self, k: usize, conv: Conv, group: &Group, grad: &Buffer) -> Sums {
+        let node = &self.nodes[k];
+        let (plane, out_plane) = (self.planes[node.input], self.planes[k + 1]);
+        let x = group.values[node.input].as_deref().unwrap_or_default();
+        let scratch = Plane {
+            channels: out_plane.channels * node.offsets.len(),
+            rows: 1,
+            columns: 1,
+            border: 0,
+        };
+        let mut lanes = self.shelf.take(scratch);
+        lanes.fill(0.0);
+        conv.weight_grad(
+            self.level,
+            (&plane, x),
+            &node.offsets,
+            (&out_plane, grad),
+            &mut lanes,
+        );
+        let weight = lanes.as_chunks().0.iter().map(fold).collect();
+        self.shelf.give(scratch, Some(lanes));
+        Sums {
+            weight,
+            bias: channel_sums(&out_plane, grad),
+        }
+    }
+
+    /// Gradients of a fully connected layer: one product over all images.
+    fn linear_grads(&self, k: usize, trace: &Trace, done: &[Done]) -> [Option<Vec<f32>>; 2] {
+        let node = &self.nodes[k];
+        let (outputs, terms) = (self.planes[k + 1].channels, node.offsets.len());
+        let images = trace.images;
+        // x as (images, terms), rows padded to whole vectors.
+        let width = terms.next_multiple_of(LANES);
+        let mut x = Buffer::zeros(images * width);
+        let mut grads = vec![0f32; images * outputs];
+        let mut bias = vec![0f32; outputs];
+        let mut first = 0;
+        for (group, done) in trace.groups.iter().zip(done) {
+            let count = group.images;
+            let value = group.values[node.input].as_deref().unwrap_or_default();
+            for (term, &offset) in node.offsets.iter().enumerate() {
+                for (lane, &v) in value[offset..offset + count].iter().enumerate() {
+                    x[(first + lane) * width + term] = v;
+                }
+            }
+            let grad = done.grads[k + 1].as_deref().unwrap_or_default();
+            for (o, bias) in bias.iter_mut().enumerate() {
+                let line = &grad[o * LANES..][..count];
+                for (lane, &g) in line.iter().enumerate() {
+                    grads[(first + lane) * outputs + o] = g;
+                }
+                *bias += line.iter().sum::<f32>();
+            }
+            first += count;
+        }
+        let packed = Packed::transposed(&grads, outputs, None);
+        let offsets: Vec<usize> = (0..images).map(|image| image * width).collect();
+        // Bands of columns that stay in cache while all outputs pass over them.
+        const BAND: usize = 16 * LANES;
+        let bands: Vec<Buffer> = (0..width.div_ceil(BAND))
+            .into_par_iter()
+            .map(|band| {
+                let columns = (width - band * BAND).min(BAND);
+                let mut out = Buffer::zeros(outputs * columns);
+                let job = Job {
+                    weights: &packed,
+                    offsets: &offsets,
+                    x: &x,
+                    from: Grid {
+                        start: band * BAND,
+                        channel: 0,
+                        row: 0,
+                        column: LANES,
+                    },
+                    to: Grid {
+                        start: 0,
+                        channel: columns,
+                        row: 0,
+                        column: LANES,
+                    },
+                    rows: 1,
+                    columns: columns / LANES,
+                    finish: Finish::default(),
+                };
+                products(self.level, &job, &mut out);
+                out
+            })
+            .collect();
+        let mut weight = vec![0f32; outputs * terms];
+        for (o, row) in weight.chunks_exact_mut(terms).enumerate() {
+            for (to, band) in row.chunks_mut(BAND).zip(&bands) {
+                let columns = band.len() / outputs;
+                to.copy_from_slice(&band[o * columns..][..to.len()]);
+            }
+        }
+        [Some(weight), Some(bias)]
+    }
+}
+
+/// What the backward pass of a group left.
+struct Done {
+    grads: Vec<Option<Buffer>>,
+    sums: Vec<Sums>,
+}
+
+/// A group's share of a convolution's gradients.
+#[derive(Clone, Default)]
+struct Sums {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// Shares added in the order of the groups.
+fn total<'a>(mut shares: impl Iterator<Item = &'a Sums>) -> [Option<Vec<f32>>; 2] {
+    let Some(first) = shares.next() else {
+        return [None, None];
+    };
+    let Sums {
+        mut weight,
+        mut bias,
+    } = first.clone();
+    for share in shares {
+        weight
+            .iter_mut()
+            .zip(&share.weight)
+            .for_each(|(a, b)| *a += b);
+        bias.iter_mut().zip(&share.bias).for_each(|(a, b)| *a += b);
+    }
+    [Some(weight), Some(bias)]
+}
+
+/// The sum of the lanes, halved again and again: lanes without image add zeros.
+fn fold(lanes: &[f32; LANES]) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
+}
+
+fn channel_sums(plane: &Plane, grad: &[f32]) -> Vec<f32> {
+    let mut totals = vec![0f64; plane.channels];
+    for (channel, line) in plane.lines() {
+        let mut lanes = [0f32; LANES];
+        for pixel in grad[line].as_chunks::<LANES>().0 {
+            lanes.iter_mut().zip(pixel).for_each(|(sum, g)| *sum += g);
+        }
+        totals[channel] += f64::from(fold(&lanes));
+    }
+    totals.into_iter().map(|total| total as f32).collect()
+}
+
+/// A product at one position: a fully connected layer.
+fn vector_job<'a>(
+    weights: &'a Packed,
+    offsets: &'a [usize],
+    x: &'a [f32],
+    finish: Finish<'a>,
+) -> Job<'a> {
+    let grid = Grid {
+        start: 0,
+        channel: LANES,
+        row: LANES,
+        column: LANES,
+    };
+    Job {
+        weights,
+        offsets,
+        x,
+        from: grid,
+        to: grid,
+        rows: 1,
+        columns: 1,
+        finish,
+    }
+}
+
+/// `out = finish(x)` on planes of one layout.
+fn pointwise(plane: &Plane, x: &[f32], finish: &Finish<'_>, out: &mut [f32]) {
+    for (c, line) in plane.lines() {
+        let (scale, shift) = finish.affine.map_or((1.0, 0.0), |(a, b)| (a[c], b[c]));
+        let to = &mut out[line.clone()];
+        let x = &x[line.clone()];
+        for (i, (to, &v)) in to.iter_mut().zip(x).enumerate() {
+            let mut v = v;
+            if finish.affine.is_some() {
+                v = v * scale + shift;
+            }
+            if let Some(residual) = finish.residual {
+                v += residual[line.start + i];
+            }
+            if finish.relu && v <= 0.0 {
+                v = 0.0;
+            }
+            *to = if finish.accumulate { *to + v } else { v };
+        }
+    }
+}
+
+fn plane([channels, rows, columns]: [usize; 3]) -> Plane {
+    Plane {
+        channels,
+        rows,
+        columns,
+        border: 0,
+    }
+}
+
+/// Gives all planes of one size the widest border that a convolution asks for on that size, so
+/// that a value, its gradient and what is added to it are laid out alike.
+fn widen(planes: &mut [Plane], nodes: &[Node]) {
+    let size = |plane: &Plane| (plane.rows, plane.columns);
+    let mut asked: Vec<((usize, usize), usize)> = Vec::new();
+    for (k, node) in nodes.iter().enumerate() {
+        if let Kind::Conv(conv) = node.kind {
+            let (x, out) = (&planes[node.input], &planes[k + 1]);
+            asked.push((size(x), conv.padding));
+            asked.push((size(out), conv.grad_border(x, out)));
+        }
+    }
+    for plane in planes {
+        let borders = asked.iter().filter(|(s, _)| *s == size(plane));
+        plane.border = borders.map(|(_, border)| *border).max().unwrap_or(0);
+    }
+}
+
+/// The values that each node is the last to read.
+fn spent(nodes: &[Node], result: usize) -> Vec<Vec<usize>> {
+    let reads = |node: &Node, v: usize| node.input == v || node.residual == Some(v);
+    let mut spent = vec![Vec::new(); nodes.len()];
+    for v in (0..=nodes.len()).filter(|&v| v != result) {
+        // A value that nothing reads is spent where it is computed.
+        let last = nodes.iter().rposition(|node| reads(node, v));
+        spent[last.unwrap_or(v.saturating_sub(1))].push(v);
+    }
+    spent
+}
+
+/// How often each value is read; the result counts as read.
+fn uses(steps: &[Step]) -> Vec<usize> {
+    let mut uses = vec![0; steps.len() + 1];
+    uses[steps.len()] = 1;
+    for step in steps {
+        uses[step.input] += 1;
+        if let Op::Add { other } = step.op {
+            uses[other] += 1;
+        }
+    }
+    uses
+}
+
+fn given<'a>(what: &'static str, slice: Option<&'a [f32]>, len: usize) -> Result<&'a [f32]> {
+    let slice = slice.unwrap_or_default();
+    check_len(what, slice, len)?;
+    Ok(slice)
+}
+
+/// Shapes of all values.
+fn shapes(image: [usize; 3], steps: &[Step]) -> Result<Vec<[usize; 3]>> {
+    if image.contains(&0) || steps.is_empty() {
+        return Err(geometry(
+            "the network",
+            format!("{} steps on an image of shape {image:?}", steps.len()),
+            "give it at least one step and a non-empty image",
+        ));
+    }
+    let mut shapes = vec![image];
+    for (i, step) in steps.iter().enumerate() {
+        let refuse = |fix: &str| -> Error {
+            let shape = shapes.get(step.input);
+            geometry(
+                "a network's step",
+                format!("{step:?} on {shape:?} (step {i})"),
+                fix,
+            )
+        };
+        let Some(&[c, h, w]) = shapes.get(step.input) else {
+            return Err(refuse("it must read an earlier value"));
+        };
+        let shape = match step.op {
+            Op::Conv {
+                outputs,
+                kernel,
+                stride,
+                padding,
+                dilation,
+            } => {
+                if [outputs, kernel.0, kernel.1, stride, dilation].contains(&0) {
+                    return Err(refuse(
+                        "outputs, kernel, stride and dilation must be at least 1",
+                    ));
+                }
+                let conv = Conv {
+                    kernel,
+                    stride,
+                    padding,
+                    dilation,
+                };
+                match (conv.out(h, kernel.0), conv.out(w, kernel.1)) {
+                    (Some(h), Some(w)) => [outputs, h, w],
+                    _ => return Err(refuse("the kernel must fit in the padded image")),
+                }
+            }
+            Op::Linear { outputs: 0 } => return Err(refuse("outputs must be at least 1")),
+            Op::Linear { outputs } => [outputs, 1, 1],
+            Op::Norm { eps } if !(eps > 0.0 && eps.is_finite()) => {
+                return Err(refuse("eps must be a positive number"));
+            }
+            Op::Norm { .. } | Op::Relu => [c, h, w],
+            Op::GlobalAvgPool => [c, 1, 1],
+            Op::Add { other } => {
+                if shapes.get(other) != Some(&[c, h, w]) {
+                    return Err(refuse("both values must have one shape"));
+                }
+                [c, h, w]
+            }
+            Op::MaxPool {
+                kernel,
+                stride,
+                padding,
+            }
+            | Op::AvgPool {
+                kernel,
+                stride,
+                padding,
+            } => {
+                let windows = Windows::square(kernel, stride, padding);
+                if kernel == 0 || stride == 0 || padding > kernel / 2 {
+                    return Err(refuse(
+                        "kernel and stride must be at least 1, padding at most half",
+                    ));
+                }
+                match windows.out(h, w) {
+                    Some((h, w)) => [c, h, w],
+                    None => return Err(refuse("the window must fit in the padded image")),
+                }
+            }
+        };
+        if let Op::MaxPool { kernel, .. } = step.op
+            && kernel > 15
+        {
+            return Err(refuse(
+                "a window of max pooling may have at most 15 x 15 pixels here",
+            ));
+        }
+        shapes.push(shape);
+    }
+    Ok(shapes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, assert_same_bits, data, same_for_threads};
+    use crate::{BatchNorm, BatchNormGrads, Pool, Statistics};
+
+    fn conv(outputs: usize, kernel: usize, stride: usize, padding: usize, input: usize) -> Step {
+        let op = Op::Conv {
+            outputs,
+            kernel: (kernel, kernel),
+            stride,
+            padding,
+            dilation: 1,
+        };
+        Step { op, input }
+    }
+
+    fn step(op: Op, input: usize) -> Step {
+        Step { op, input }
+    }
+
+    fn max_pool(kernel: usize, stride: usize, padding: usize, input: usize) -> Step {
+        let op = Op::MaxPool {
+            kernel,
+            stride,
+            padding,
+        };
+        step(op, input)
+    }
+
+    const NORM: Op = Op::Norm { eps: 1e-3 };
+
+    /// Image shape and steps.
+    fn networks(norms: bool) -> Vec<([usize; 3], Vec<Step>)> {
+        let mut networks = vec![
+            // The ATDA CNN.
+            (
+                [1, 28, 28],
+                vec![
+                    conv(16, 4, 2, 1, 0),
+                    step(Op::Relu, 1),
+                    conv(32, 4, 2, 1, 2),
+                    step(Op::Relu, 3),
+                    step(Op::Linear { outputs: 100 }, 4),
+                    step(Op::Relu, 5),
+                    step(Op::Linear { outputs: 10 }, 6),
+                ],
+            ),
+            // LeNet-5, smaller.
+            (
+                [2, 13, 11],
+                vec![
+                    conv(6, 5, 1, 2, 0),
+                    step(Op::Relu, 1),
+                    max_pool(2, 2, 0, 2),
+                    conv(7, 3, 1, 0, 3),
+                    step(Op::Relu, 4),
+                    max_pool(3, 2, 1, 5),
+                    step(Op::Linear { outputs: 3 }, 6),
+                ],
+            ),
+            // Odd kernels, strides that cut rows off, a stride beyond the kernel, dilation.
+            (
+                [3, 10, 9],
+                vec![
+                    step(
+                        Op::Conv {
+                            outputs: 5,
+                            kernel: (2, 3),
+                            stride: 1,
+                            padding: 2,
+                            dilation: 2,
+                        },
+                        0,
+                    ),
+                    conv(9, 3, 3, 1, 1),
+                    step(Op::Relu, 2),
+                    conv(2, 1, 2, 0, 3),
+                ],
+            ),
+            // Values read twice: before and after a ReLU, by a skip connection and a pool.
+            (
+                [4, 8, 8],
+                vec![
+                    conv(4, 3, 1, 1, 0),
+                    step(Op::Relu, 1),
+                    step(Op::Add { other: 1 }, 2),
+                    conv(4, 3, 1, 1, 3),
+                    step(Op::Add { other: 3 }, 4),
+                    step(Op::Relu, 5),
+                    step(
+                        Op::AvgPool {
+                            kernel: 4,
+                            stride: 4,
+                            padding: 0,
+                        },
+                        6,
+                    ),
+                    max_pool(2, 2, 0, 6),
+                    step(Op::Relu, 8),
+                    step(Op::Linear { outputs: 4 }, 9),
+                    step(Op::Linear { outputs: 4 }, 7),
+                    step(Op::Add { other: 10 }, 11),
+                ],
+            ),
+        ];
+        if norms {
+            // Residual blocks, one with a stride and a projection.
+            networks.push((
+                [3, 12, 12],
+                vec![
+                    conv(8, 3, 1, 1, 0),
+                    step(NORM, 1),
+                    step(Op::Relu, 2),
+                    conv(8, 3, 1, 1, 3),
+                    step(NORM, 4),
+                    step(Op::Relu, 5),
+                    conv(8, 3, 1, 1, 6),
+                    step(NORM, 7),
+                    step(Op::Add { other: 3 }, 8),
+                    step(Op::Relu, 9),
+                    conv(16, 3, 2, 1, 10),
+                    step(NORM, 11),
+                    conv(16, 1, 2, 0, 10),
+                    step(NORM, 13),
+                    step(Op::Add { other: 14 }, 12),
+                    step(Op::Relu, 15),
+                    step(NORM, 16),
+                    step(Op::GlobalAvgPool, 17),
+                    step(Op::Linear { outputs: 10 }, 18),
+                ],
+            ));
+        }
+        networks
+    }
+
+    type Owned = [Option<Vec<f32>>; 4];
+
+    /// Parameters for each step, from the shapes.
+    fn parameters(image: [usize; 3], steps: &[Step]) -> Vec<Owned> {
+        let shapes = shapes(image, steps).unwrap();
+        let small = |seed, n: usize, fan: usize| -> Vec<f32> {
+            let scale = 1.0 / (fan as f32).sqrt();
+            data::<f32>(seed, n)
+                .into_iter()
+                .map(|v| v * scale)
+                .collect()
+        };
+        let each = steps.iter().enumerate().map(|(i, step)| {
+            let ([c, h, w], seed) = (shapes[step.input], 10 * i as u64);
+            match step.op {
+                Op::Conv {
+                    outputs, kernel, ..
+                } => {
+                    let fan = c * kernel.0 * kernel.1;
+                    let bias = (i % 2 == 0).then(|| small(seed + 1, outputs, 4));
+                    [Some(small(seed, outputs * fan, fan)), bias, None, None]
+                }
+                Op::Linear { outputs } => {
+                    let fan = c * h * w;
+                    let bias = Some(small(seed + 1, outputs, 4));
+                    [Some(small(seed, outputs * fan, fan)), bias, None, None]
+                }
+                Op::Norm { .. } => {
+                    let var = data::<f32>(seed + 3, c)
+                        .iter()
+                        .map(|v| v.abs() + 0.2)
+                        .collect();
+                    let all = [seed, seed + 1, seed + 2].map(|s| Some(small(s, c, 1)));
+                    let [gamma, beta, mean] = all;
+                    [gamma, beta, mean, Some(var)]
+                }
+                _ => [None, None, None, None],
+            }
+        });
+        each.collect()
+    }
+
+    fn borrowed(parameters: &[Owned]) -> Vec<Parameters<'_>> {
+        parameters
+            .iter()
+            .map(|owned| std::array::from_fn(|i| owned[i].as_deref()))
+            .collect()
+    }
+
+    struct Reference {
+        out: Vec<f64>,
+        images: Vec<f64>,
+        parameters: Vec<[Option<Vec<f64>>; 2]>,
+    }
+
+    /// The same in double precision, step by step with the other kernels of this crate.
+    fn reference(
+        (image, steps): (&[usize; 3], &[Step]),
+        parameters: &[Owned],
+        x: &[f32],
+        grad_out: &[f32],
+    ) -> Reference {
+        let wide = |v: &[f32]| -> Vec<f64> { v.iter().map(|&v| f64::from(v)).collect() };
+        let shapes = shapes(*image, steps).unwrap();
+        let n = x.len() / image.iter().product::<usize>();
+        let size = |value: usize| n * shapes[value].iter().product::<usize>();
+        let full = |value: usize| [n, shapes[value][0], shapes[value][1], shapes[value][2]];
+        let of = |i: usize, which: usize| parameters[i][which].as_deref().map(wide);
+        let geometry = |i: usize, s: &Step| match s.op {
+            Op::Conv {
+                outputs,
+                kernel,
+                stride,
+                padding,
+                dilation,
+            } => {
+                let weight = [outputs, shapes[s.input][0], kernel.0, kernel.1];
+                crate::Conv::new(full(s.input), weight, stride, padding, dilation, 1).unwrap()
+            }
+            _ => panic!("step {i} is no convolution"),
+        };
+        let pool = |s: &Step| match s.op {
+            Op::MaxPool {
+                kernel,
+                stride,
+                padding,
+            }
+            | Op::AvgPool {
+                kernel,
+                stride,
+                padding,
+            } => Pool::new(full(s.input), kernel, stride, padding).unwrap(),
+            Op::GlobalAvgPool => {
+                let side = shapes[s.input][1];
+                Pool::new(full(s.input), side, side, 0).unwrap()
+            }
+            _ => panic!("no pool"),
+        };
+        let norm = |i: usize, eps: f64, s: &Step| {
+            let statistics =
+                Statistics::fixed(&of(i, 2).unwrap(), &of(i, 3).unwrap(), eps).unwrap();
+            (BatchNorm::new(full(s.input), eps).unwrap(), statistics)
+        };
+        let mut values = vec![wide(x)];
+        let mut winners = vec![Vec::new(); steps.len()];
+        for (i, s) in steps.iter().enumerate() {
+            let input = &values[s.input];
+            let mut out = vec![0f64; size(i + 1)];
+            match s.op {
+                Op::Conv { .. } => {
+                    let (w, b) = (of(i, 0).unwrap(), of(i, 1));
+                    crate::conv2d(&geometry(i, s), input, &w, b.as_deref(), &mut out).unwrap();
+                }
+                Op::Linear { outputs } => {
+                    let (w, b) = (of(i, 0).unwrap(), of(i, 1).unwrap());
+                    for (x, out) in input.chunks(input.len() / n).zip(out.chunks_mut(outputs)) {
+                        for (o, out) in out.iter_mut().enumerate() {
+                            let row = &w[o * x.len()..][..x.len()];
+                            *out = b[o] + row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+                        }
+                    }
+                }
+                Op::Norm { eps } => {
+                    let (norm, statistics) = norm(i, eps, s);
+                    let (g, b) = (of(i, 0).unwrap(), of(i, 1).unwrap());
+                    norm.forward(input, &g, &b, &statistics, &mut out).unwrap();
+                }
+                Op::Relu => crate::relu(input, &mut out).unwrap(),
+                Op::Add { other } => {
+                    let other = &values[other];
+                    for ((out, a), b) in out.iter_mut().zip(input).zip(other) {
+                        *out = a + b;
+                    }
+                }
+                Op::MaxPool { .. } => {
+                    winners[i] = vec![0; out.len()];
+                    crate::max_pool2d(&pool(s), input, &mut out, &mut winners[i]).unwrap();
+                }
+                Op::AvgPool { .. } | Op::GlobalAvgPool => {
+                    crate::avg_pool2d(&pool(s), true, input, &mut out).unwrap()
+                }
+            }
+            values.push(out);
+        }
+        let mut grads: Vec<Vec<f64>> = (0..values.len()).map(|v| vec![0.0; size(v)]).collect();
+        grads[steps.len()] = wide(grad_out);
+        let mut result = vec![[None, None]; steps.len()];
+        for (i, s) in steps.iter().enumerate().rev() {
+            let (g, x) = (grads[i + 1].clone(), &values[s.input]);
+            let mut gx = vec![0f64; x.len()];
+            match s.op {
+                Op::Conv { outputs, .. } => {
+                    let (conv, w) = (geometry(i, s), of(i, 0).unwrap());
+                    crate::conv2d_input_grad(&conv, &g, &w, &mut gx).unwrap();
+                    let (mut gw, mut gb) = (vec![0.0; w.len()], vec![0.0; outputs]);
+                    crate::conv2d_weight_grad(&conv, x, &g, &mut gw).unwrap();
+                    crate::conv2d_bias_grad(&conv, &g, &mut gb).unwrap();
+                    result[i] = [Some(gw), Some(gb)];
+                }
+                Op::Linear { outputs } => {
+                    let w = of(i, 0).unwrap();
+                    let width = x.len() / n;
+                    let (mut gw, mut gb) = (vec![0.0; w.len()], vec![0.0; outputs]);
+                    for ((g, x), gx) in g
+                        .chunks(outputs)
+                        .zip(x.chunks(width))
+                        .zip(gx.chunks_mut(width))
+                    {
+                        for (o, g) in g.iter().enumerate() {
+                            gb[o] += g;
+                            for k in 0..width {
+                                gx[k] += g * w[o * width + k];
+                                gw[o * width + k] += g * x[k];
+                            }
+                        }
+                    }
+                    result[i] = [Some(gw), Some(gb)];
+                }
+                Op::Norm { eps } => {
+                    let (norm, statistics) = norm(i, eps, s);
+                    let grads = BatchNormGrads {
+                        x: Some(&mut gx[..]),
+                        gamma: None,
+                        beta: None,
+                    };
+                    norm.eval_grad(x, &g, &of(i, 0).unwrap(), &statistics, grads)
+                        .unwrap();
+                }
+                Op::Relu => crate::relu_grad(x, &g, &mut gx).unwrap(),
+                Op::Add { other } => {
+                    gx.copy_from_slice(&g);
+                    grads[other].iter_mut().zip(&g).for_each(|(a, b)| *a += b);
+                }
+                Op::MaxPool { .. } => {
+                    crate::max_pool2d_grad(&pool(s), &winners[i], &g, &mut gx).unwrap();
+                }
+                Op::AvgPool { .. } | Op::GlobalAvgPool => {
+                    crate::avg_pool2d_grad(&pool(s), true, &g, &mut gx).unwrap();
+                }
+            }
+            grads[s.input]
+                .iter_mut()
+                .zip(&gx)
+                .for_each(|(a, b)| *a += b);
+        }
+        Reference {
+            out: values.swap_remove(steps.len()),
+            images: grads.swap_remove(0),
+            parameters: result,
+        }
+    }
+
+    fn everything(network: &Network, images: bool) -> Want {
+        let parameters = vec![network.has_parameter_gradients(); network.steps.len()];
+        Want { images, parameters }
+    }
+
+    /// Result, gradient by the images, gradients by the parameters.
+    fn run(network: &Network, parameters: &[Owned], x: &[f32], grad: &[f32]) -> Vec<Vec<f32>> {
+        let prepared = network.prepare(&borrowed(parameters), true).unwrap();
+        let (out, trace) = network.forward(&prepared, x, true).unwrap();
+        let want = everything(network, true);
+        let grads = network
+            .backward(&prepared, &trace.unwrap(), grad, &want)
+            .unwrap();
+        let mut all = vec![out, grads.images.unwrap()];
+        all.extend(
+            grads
+                .parameters
+                .into_iter()
+                .flatten()
+                .map(Option::unwrap_or_default),
+        );
+        all
+    }
+
+    fn inputs(network: &Network, n: usize) -> [Vec<f32>; 2] {
+        let out = network.planes[network.last()].pixels();
+        [data(1, n * network.planes[0].pixels()), data(2, n * out)]
+    }
+
+    #[test]
+    fn equals_step_by_step_kernels_in_double_precision() {
+        for (image, steps) in networks(true) {
+            let parameters = parameters(image, &steps);
+            let network = Network::new(image, &steps).unwrap();
+            for n in [1, 5, 16, 19, 35] {
+                let [x, grad] = inputs(&network, n);
+                let expected = reference((&image, &steps), &parameters, &x, &grad);
+                // Twice: the second time on used buffers.
+                for _ in 0..2 {
+                    let actual = run(&network, &parameters, &x, &grad);
+                    let case = (image, steps.len(), n);
+                    assert_close(&actual[0], &expected.out, 3e-6, &case);
+                    assert_close(&actual[1], &expected.images, 3e-6, &case);
+                    if !network.has_parameter_gradients() {
+                        continue;
+                    }
+                    let pairs = actual[2..].iter().zip(expected.parameters.as_flattened());
+                    for (actual, expected) in pairs {
+                        if let (false, Some(expected)) = (actual.is_empty(), expected) {
+                            assert_close(actual, expected, 3e-6, &case);
+                        }
+                    }
+                }
+                let prepared = network.prepare(&borrowed(&parameters), false).unwrap();
+                let (out, trace) = network.forward(&prepared, &x, false).unwrap();
+                assert!(trace.is_none());
+                assert_same_bits(&out, &run(&network, &parameters, &x, &grad)[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_give_the_same_bits() {
+        for (image, steps) in networks(true) {
+            let parameters = parameters(image, &steps);
+            let mut network = Network::new(image, &steps).unwrap();
+            let [x, grad] = inputs(&network, 18);
+            let mut results = Vec::new();
+            for level in Level::available() {
+                network.level = level;
+                results.push(run(&network, &parameters, &x, &grad).concat());
+            }
+            for other in &results[1..] {
+                assert_same_bits(other, &results[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn thread_count_changes_nothing_and_neighbours_change_no_image() {
+        for (image, steps) in networks(true) {
+            let parameters = parameters(image, &steps);
+            let network = Network::new(image, &steps).unwrap();
+            let [x, grad] = inputs(&network, 40);
+            same_for_threads(|| run(&network, &parameters, &x, &grad).concat());
+            let all = run(&network, &parameters, &x, &grad);
+            for (first, count) in [(0, 1), (3, 17), (39, 1)] {
+                let cut = |v: &[f32]| v[first * v.len() / 40..][..count * v.len() / 40].to_vec();
+                let part = run(&network, &parameters, &cut(&x), &cut(&grad));
+                assert_same_bits(&part[0], &cut(&all[0]));
+                assert_same_bits(&part[1], &cut(&all[1]));
+            }
+        }
+    }
+
+    #[test]
+    fn computes_what_is_wanted() {
+        let (image, steps) = networks(false).swap_remove(0);
+        let parameters = parameters(image, &steps);
+        let network = Network::new(image, &steps).unwrap();
+        let [x, grad] = inputs(&network, 3);
+        let prepared = network.prepare(&borrowed(&parameters), true).unwrap();
+        let gradients = |want: &Want| {
+            let trace = network.forward(&prepared, &x, true).unwrap().1.unwrap();
+            network.backward(&prepared, &trace, &grad, want).unwrap()
+        };
+        let all = gradients(&everything(&network, true));
+        let mut want = everything(&network, false);
+        want.parameters[2] = false;
+        let some = gradients(&want);
+        assert!(some.images.is_none() && some.parameters[2][0].is_none());
+        assert_eq!(some.parameters[0], all.parameters[0]);
+        assert_eq!(some.parameters[6], all.parameters[6]);
+        want.images = true;
+        want.parameters.fill(false);
+        let images = gradients(&want);
+        assert_eq!(images.images, all.images);
+        assert!(images.parameters.as_flattened().iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let text = |steps: &[Step]| Network::new([1, 4, 4], steps).unwrap_err().to_string();
+        assert!(text(&[]).contains("0 steps"));
+        assert!(text(&[conv(2, 7, 1, 1, 0)]).contains("padded image"));
+        assert!(text(&[step(Op::Relu, 1)]).contains("earlier value"));
+        assert!(text(&[step(Op::Add { other: 3 }, 0)]).contains("one shape"));
+        assert!(text(&[max_pool(2, 0, 0, 0)]).contains("at least 1"));
+        assert!(text(&[step(Op::Linear { outputs: 0 }, 0)]).contains("outputs"));
+        let network = Network::new([1, 4, 4], &[conv(2, 3, 1, 1, 0)]).unwrap();
+        assert!(network.prepare(&[], true).is_err());
+        let short = [Some(&[0f32; 3][..]), None, None, None];
+        let error = network.prepare(&[short], true).unwrap_err().to_string();
+        assert!(error.contains("18"), "{error}");
+        let weight = [Some(&[0f32; 18][..]), None, None, None];
+        let prepared = network.prepare(&[weight], true).unwrap();
+        assert!(network.forward(&prepared, &[], false).is_err());
+        assert!(network.forward(&prepared, &[0.0; 20], false).is_err());
+    }
+}

@@ -1,0 +1,564 @@
+//! The two loops that all matrix work of a network comes down to.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
+use super::LANES;
+use super::simd::{Level, Vector, dispatch};
+
+/// Where the values of a channel, row and column start in a buffer, in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) start: usize,
+    pub(crate) channel: usize,
+    pub(crate) row: usize,
+    pub(crate) column: usize,
+}
+
+impl Grid {
+    #[inline]
+    pub(crate) fn at(&self, channel: usize, row: usize, column: usize) -> usize {
+        self.start + channel * self.channel + row * self.row + column * self.column
+    }
+
+    /// One more than the last element of (channels, rows, columns) places.
+    pub(crate) fn end(&self, channels: usize, rows: usize, columns: usize) -> usize {
+        if channels * rows * columns == 0 {
+            return 0;
+        }
+        self.at(channels - 1, rows - 1, columns - 1) + LANES
+    }
+}
+
+/// Weights in blocks of at most 8 rows, each block (terms, rows of the block): the order in which
+/// [`products`] reads them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Packed {
+    values: Vec<f32>,
+    rows: usize,
+    terms: usize,
+}
+
+/// Rows of the block that starts where `left` rows are left; missing rows are zeros.
+fn height(left: usize) -> usize {
+    match left {
+        0 => 0,
+        1 => 1,
+        2 => 2,
+        3 | 4 => 4,
+        _ => 8,
+    }
+}
+
+impl Packed {
+    /// Packs the matrix with the rows that `fill(row, values)` writes: `fill` gets the row's number
+    /// and room for one value of each term.
+    pub(crate) fn new(rows: usize, terms: usize, mut fill: impl FnMut(usize, &mut [f32])) -> Self {
+        let mut values = Vec::with_capacity(rows.next_multiple_of(8) * terms);
+        let mut block_rows = vec![0f32; 8 * terms];
+        let mut row = 0;
+        while row < rows {
+            let block = height(rows - row);
+            for (r, to) in block_rows
+                .chunks_exact_mut(terms.max(1))
+                .take(block)
+                .enumerate()
+            {
+                if row + r < rows {
+                    fill(row + r, to);
+                } else {
+                    to.fill(0.0);
+                }
+            }
+            interleave(&block_rows, terms, block, &mut values);
+            row += block;
+        }
+        Self {
+            values,
+            rows,
+            terms,
+        }
+    }
+
+    /// Packs the transpose of a matrix that lies row by row in `values`, each of its rows scaled.
+    pub(crate) fn transposed(values: &[f32], width: usize, scale: Option<&[f32]>) -> Self {
+        let terms = values.len() / width.max(1);
+        let mut packed = Vec::with_capacity(width.next_multiple_of(8) * terms);
+        let mut row = 0;
+        while row < width {
+            let block = height(width - row);
+            for (term, values) in values.chunks_exact(width).enumerate() {
+                let mut part = [0f32; 8];
+                match values[row..].first_chunk::<8>() {
+                    Some(whole) => part = *whole,
+                    None => part[..width - row].copy_from_slice(&values[row..]),
+                }
+                if let Some(scale) = scale {
+                    part.iter_mut().for_each(|v| *v *= scale[term]);
+                }
+                packed.extend_from_slice(&part[..block]);
+            }
+            row += block;
+        }
+        Self {
+            values: packed,
+            rows: width,
+            terms,
+        }
+    }
+
+    pub(crate) fn terms(&self) -> usize {
+        self.terms
+    }
+}
+
+/// Appends the transpose of `block` rows of length `terms`.
+fn interleave(rows: &[f32], terms: usize, block: usize, values: &mut Vec<f32>) {
+    let mut first = 0;
+    if block == 8 && terms >= 8 {
+        // Squares of known size are transposed in registers.
+        let squares = rows.chunks_exact(terms).map(|row| row.as_chunks::<8>().0);
+        let squares: Vec<&[[f32; 8]]> = squares.take(8).collect();
+        for square in 0..terms / 8 {
+            let mut columns = [[0f32; 8]; 8];
+            for (r, row) in squares.iter().enumerate() {
+                for (column, value) in columns.iter_mut().zip(row[square]) {
+                    column[r] = value;
+                }
+            }
+            values.extend_from_slice(columns.as_flattened());
+        }
+        first = terms / 8 * 8;
+    }
+    for term in first..terms {
+        values.extend((0..block).map(|r| rows[r * terms + term]));
+    }
+}
+
+/// What happens to a sum before it is stored, in this order.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Finish<'a> {
+    /// Added to each channel, before all else.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `scale * sum + shift` for each channel.
+    pub(crate) affine: Option<(&'a [f32], &'a [f32])>,
+    /// Added, laid out like the output.
+    pub(crate) residual: Option<&'a [f32]>,
+    /// Negative values become 0.
+    pub(crate) relu: bool,
+    /// Values become 0 where this, laid out like the output, is not above 0.
+    pub(crate) gate: Option<&'a [f32]>,
+    /// Added to what the output holds instead of overwriting it.
+    pub(crate) accumulate: bool,
+}
+
+/// One job of [`products`].
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) weights: &'a Packed,
+    /// Where a term's value lies, counted from a position's place in `x`.
+    pub(crate) offsets: &'a [usize],
+    pub(crate) x: &'a [f32],
+    /// Places of the positions in `x`; its channel is not used.
+    pub(crate) from: Grid,
+    pub(crate) to: Grid,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) finish: Finish<'a>,
+}
+
+/// `out[c, y, x] = finish(sum_k weights[c, k] x[position(y, x) + offset_k])` for 16 images at once.
+///
+/// Every sum is taken in the order of k with fused multiply-adds, whatever the machine.
+///
+/// # Panics
+///
+/// If a place lies outside its slice, a mistake of this crate.
+pub(crate) fn products(level: Level, job: &Job<'_>, out: &mut [f32]) {
+    let channels = job.weights.rows;
+    if job.rows * job.columns * channels == 0 {
+        return;
+    }
+    let farthest = job.offsets.iter().copied().max().unwrap_or(0);
+    assert_eq!(job.offsets.len(), job.weights.terms, "products: terms");
+    assert!(
+        job.from.end(1, job.rows, job.columns) + farthest <= job.x.len(),
+        "products: x is too short"
+    );
+    let end = job.to.end(channels, job.rows, job.columns);
+    assert!(end <= out.len(), "products: out is too short");
+    for other in [job.finish.residual, job.finish.gate].into_iter().flatten() {
+        assert!(end <= other.len(), "products: an operand is too short");
+    }
+    for values in [
+        job.finish.bias,
+        job.finish.affine.map(|(scale, _)| scale),
+        job.finish.affine.map(|(_, shift)| shift),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        assert!(channels <= values.len(), "products: a channel is missing");
+    }
+    run(level, job, out);
+}
+
+dispatch! {
+    fn run(job: &Job<'_>, out: &mut [f32]) = blocks;
+    avx512 <8, 3, 6, 8, 12>, avx2 <4, 3, 3, 5, 8>, neon <8, 3, 6, 8, 12>
+}
+
+/// Bytes of weights that stay in cache while a whole plane is computed row by row.
+const RESIDENT: usize = 256 * 1024;
+
+#[inline(always)]
+unsafe fn blocks<
+    V: Vector,
+    const R8: usize,
+    const P8: usize,
+    const P4: usize,
+    const P2: usize,
+    const P1: usize,
+>(
+    job: &Job<'_>,
+    out: &mut [f32],
+) {
+    // Weights that stay in cache are read again for each row of the image, others once.
+    let by_row = size_of_val(&job.weights.values[..]) <= RESIDENT;
+    let (bands, tall) = if by_row { (job.rows, 1) } else { (1, job.rows) };
+    for band in 0..bands {
+        let (mut row, mut at) = (0, 0);
+        while row < job.weights.rows {
+            let block = height(job.weights.rows - row);
+            let weights = &job.weights.values[at..][..block * job.weights.terms];
+            for y in band..band + tall {
+                // SAFETY: `products` checked all places; the vectors' features are the caller's.
+                unsafe {
+                    match block {
+                        8 => {
+                            let mut sub = 0;
+                            while sub < 8 {
+                                line::<V, R8, P8>(job, weights, 8, sub, row, y, out);
+                                sub += R8;
+                            }
+                        }
+                        4 => line::<V, 4, P4>(job, weights, 4, 0, row, y, out),
+                        2 => line::<V, 2, P2>(job, weights, 2, 0, row, y, out),
+                        _ => line::<V, 1, P1>(job, weights, 1, 0, row, y, out),
+                    }
+                }
+            }
+            at += weights.len();
+            row += block;
+        }
+    }
+}
+
+/// One row of positions.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn line<V: Vector, const R: usize, const P: usize>(
+    job: &Job<'_>,
+    weights: &[f32],
+    block: usize,
+    sub: usize,
+    row: usize,
+    y: usize,
+    out: &mut [f32],
+) {
+    let mut x = 0;
+    while x < job.columns {
+        let left = job.columns - x;
+        // SAFETY: the caller's; tiles cover columns 0..columns once.
+        unsafe {
+            // Few sums in flight would wait for each other, so that an even split beats a wide
+            // tile with a narrow rest.
+            x += if R <= 2 && (left == 7 || left == 14) {
+                tile::<V, R, 7>(job, weights, block, sub, row, y, x, out)
+            } else if left >= P {
+                tile::<V, R, P>(job, weights, block, sub, row, y, x, out)
+            } else if P > 4 && left >= 4 {
+                tile::<V, R, 4>(job, weights, block, sub, row, y, x, out)
+            } else if left >= 2 {
+                tile::<V, R, 2>(job, weights, block, sub, row, y, x, out)
+            } else {
+                tile::<V, R, 1>(job, weights, block, sub, row, y, x, out)
+            };
+        }
+    }
+}
+
+/// R channels at P positions, with their R * P sums in registers; returns P.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn tile<V: Vector, const R: usize, const P: usize>(
+    job: &Job<'_>,
+    weights: &[f32],
+    block: usize,
+    sub: usize,
+    row: usize,
+    y: usize,
+    x: usize,
+    out: &mut [f32],
+) -> usize {
+    let first = row + sub;
+    let rows = R.min(job.weights.rows.saturating_sub(first));
+    let place = job.from.start + y * job.from.row + x * job.from.column;
+    let mut lane = 0;
+    while lane < LANES {
+        // SAFETY: `products` checked that every position with every offset lies in x and that every
+        // channel and position lies in out and the operands; `weights` holds `block` values for
+        // each term. The vectors' features are the caller's.
+        unsafe {
+            let mut sums = [[V::splat(0.0); P]; R];
+            if let Some(bias) = job.finish.bias {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    // Rows that only fill the block have no bias and are not stored.
+                    let bias = if r < rows {
+                        *bias.get_unchecked(first + r)
+                    } else {
+                        0.0
+                    };
+                    *sums = [V::splat(bias); P];
+                }
+            }
+            let from = job.x.as_ptr().add(place + lane);
+            let mut weight = weights.as_ptr().add(sub);
+            // Loops rather than closures: a closure would lack the target feature.
+            let mut values = [V::splat(0.0); P];
+            if job.from.column == LANES {
+                for &offset in job.offsets {
+                    let from = from.add(offset);
+                    for (p, value) in values.iter_mut().enumerate() {
+                        *value = V::load(from.add(p * LANES));
+                    }
+                    step::<V, R, P>(&mut sums, weight, &values);
+                    weight = weight.add(block);
+                }
+            } else {
+                for &offset in job.offsets {
+                    let from = from.add(offset);
+                    for (p, value) in values.iter_mut().enumerate() {
+                        *value = V::load(from.add(p * job.from.column));
+                    }
+                    step::<V, R, P>(&mut sums, weight, &values);
+                    weight = weight.add(block);
+                }
+            }
+            let to = job.to.at(first, y, x) + lane;
+            // Through memory: an array that a loop indexes is not kept in registers, and the sums
+            // must be.
+            let mut spilled = [const { MaybeUninit::<f32>::uninit() }; SUMS * LANES];
+            let spilled = spilled.as_mut_ptr().cast::<f32>();
+            for (r, sums) in sums.iter().enumerate() {
+                for (p, sum) in sums.iter().enumerate() {
+                    sum.store(spilled.add((r * P + p) * V::WIDTH));
+                }
+            }
+            for r in 0..rows {
+                let (sums, to) = (spilled.add(r * P * V::WIDTH), to + r * job.to.channel);
+                finish::<V, P>(
+                    &job.finish,
+                    job.to.column,
+                    first + r,
+                    to,
+                    sums,
+                    out.as_mut_ptr(),
+                );
+            }
+        }
+        lane += V::WIDTH;
+    }
+    P
+}
+
+#[inline(always)]
+unsafe fn step<V: Vector, const R: usize, const P: usize>(
+    sums: &mut [[V; P]; R],
+    weight: *const f32,
+    values: &[V; P],
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's.
+        unsafe {
+            let weight = V::splat(*weight.add(r));
+            for (sum, &value) in sums.iter_mut().zip(values) {
+                *sum = sum.plus_product(weight, value);
+            }
+        }
+    }
+}
+
+/// Most sums of a tile.
+const SUMS: usize = 24;
+
+/// Does what `f` asks for with the P sums of a channel, and stores them.
+#[inline(always)]
+unsafe fn finish<V: Vector, const P: usize>(
+    f: &Finish<'_>,
+    column: usize,
+    channel: usize,
+    to: usize,
+    sums: *const f32,
+    out: *mut f32,
+) {
+    // SAFETY: `products` checked the channel and the places; there are P sums.
+    unsafe {
+        let (scale, shift) = match f.affine {
+            Some((scale, shift)) => (*scale.get_unchecked(channel), *shift.get_unchecked(channel)),
+            None => (1.0, 0.0),
+        };
+        for p in 0..P {
+            let to = to + p * column;
+            let mut value = V::load(sums.add(p * V::WIDTH));
+            if f.affine.is_some() {
+                value = V::splat(shift).plus_product(V::splat(scale), value);
+            }
+            if let Some(residual) = f.residual {
+                value = value.plus(V::load(residual.as_ptr().add(to)));
+            }
+            if f.relu {
+                value = value.positive();
+            }
+            if let Some(gate) = f.gate {
+                value = value.where_positive(V::load(gate.as_ptr().add(to)));
+            }
+            if f.accumulate {
+                value = value.plus(V::load(out.add(to)));
+            }
+            value.store(out.add(to));
+        }
+    }
+}
+
+/// One job of [`correlations`].
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs<'a> {
+    /// (channels, rows, columns) on `left_at`.
+    pub(crate) left: &'a [f32],
+    pub(crate) left_at: Grid,
+    pub(crate) channels: usize,
+    pub(crate) right: &'a [f32],
+    /// Places of the positions in `right`; its channel is not used.
+    pub(crate) right_at: Grid,
+    /// Where a term's value lies, counted from a position's place.
+    pub(crate) offsets: &'a [usize],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+/// `sums[c, k, lane] += sum_{y, x} left[c, y, x, lane] right[position(y, x) + offset_k, lane]`.
+///
+/// # Panics
+///
+/// If a place lies outside its slice, a mistake of this crate.
+pub(crate) fn correlations(level: Level, job: &Pairs<'_>, sums: &mut [f32]) {
+    let farthest = job.offsets.iter().copied().max().unwrap_or(0);
+    if job.rows * job.columns * job.channels * job.offsets.len() == 0 {
+        return;
+    }
+    assert!(
+        job.left_at.end(job.channels, job.rows, job.columns) <= job.left.len(),
+        "correlations: left is too short"
+    );
+    assert!(
+        job.right_at.end(1, job.rows, job.columns) + farthest <= job.right.len(),
+        "correlations: right is too short"
+    );
+    assert!(
+        job.channels * job.offsets.len() * LANES <= sums.len(),
+        "correlations: sums is too short"
+    );
+    run_pairs(level, job, sums);
+}
+
+dispatch! {
+    fn run_pairs(job: &Pairs<'_>, sums: &mut [f32]) = pairs;
+    avx512 <4, 6>, avx2 <3, 4>, neon <4, 6>
+}
+
+/// Positions that are walked before the next tile, so that their values stay in the first cache.
+const WALK: usize = 64;
+
+#[inline(always)]
+unsafe fn pairs<V: Vector, const C: usize, const K: usize>(job: &Pairs<'_>, sums: &mut [f32]) {
+    let tall = (WALK / job.columns).max(1);
+    let terms = job.offsets.len();
+    let mut y = 0;
+    while y < job.rows {
+        let rows = tall.min(job.rows - y);
+        let mut c = 0;
+        while c < job.channels {
+            let mut k = 0;
+            while k < terms {
+                let (left, right) = (job.channels - c, terms - k);
+                // SAFETY: `correlations` checked all places; the features are the caller's.
+                unsafe {
+                    match (left >= C, right >= K) {
+                        (true, true) => pair::<V, C, K>(job, sums, c, k, y, rows),
+                        (true, false) => pair::<V, C, 1>(job, sums, c, k, y, rows),
+                        (false, true) => pair::<V, 1, K>(job, sums, c, k, y, rows),
+                        (false, false) => pair::<V, 1, 1>(job, sums, c, k, y, rows),
+                    }
+                }
+                k += if right >= K { K } else { 1 };
+            }
+            c += if job.channels - c >= C { C } else { 1 };
+        }
+        y += rows;
+    }
+}
+
+#[inline(always)]
+unsafe fn pair<V: Vector, const C: usize, const K: usize>(
+    job: &Pairs<'_>,
+    sums: &mut [f32],
+    c: usize,
+    k: usize,
+    y: usize,
+    rows: usize,
+) {
+    let terms = job.offsets.len();
+    let mut lane = 0;
+    while lane < LANES {
+        // SAFETY: `correlations` checked every channel, position and offset, and the length of sums.
+        unsafe {
+            // Loops rather than closures: a closure would lack the target feature.
+            let mut totals = [[V::splat(0.0); K]; C];
+            let mut offsets = [0; K];
+            for (j, offset) in offsets.iter_mut().enumerate() {
+                *offset = *job.offsets.get_unchecked(k + j);
+            }
+            let sums = sums.as_mut_ptr().add((c * terms + k) * LANES + lane);
+            for (i, totals) in totals.iter_mut().enumerate() {
+                for (j, total) in totals.iter_mut().enumerate() {
+                    *total = V::load(sums.add((i * terms + j) * LANES));
+                }
+            }
+            let mut lefts = [V::splat(0.0); C];
+            for y in y..y + rows {
+                let left = job.left.as_ptr().add(job.left_at.at(c, y, 0) + lane);
+                let right = job.right.as_ptr().add(job.right_at.at(0, y, 0) + lane);
+                for x in 0..job.columns {
+                    let left = left.add(x * job.left_at.column);
+                    let right = right.add(x * job.right_at.column);
+                    for (i, value) in lefts.iter_mut().enumerate() {
+                        *value = V::load(left.add(i * job.left_at.channel));
+                    }
+                    for (j, &offset) in offsets.iter().enumerate() {
+                        let value = V::load(right.add(offset));
+                        for (totals, &left) in totals.iter_mut().zip(&lefts) {
+                            totals[j] = totals[j].plus_product(left, value);
+                        }
+                    }
+                }
+            }
+            for (i, totals) in totals.iter().enumerate() {
+                for (j, total) in totals.iter().enumerate() {
+                    total.store(sums.add((i * terms + j) * LANES));
+                }
+            }
+        }
+        lane += V::WIDTH;
+    }
+}

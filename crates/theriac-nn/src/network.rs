@@ -1,0 +1,382 @@
+//! A network as a list of steps.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Tensor;
+use theriac::{Classifier, Error, Pass, Pixels, Result};
+use theriac_ops::network::{Network as Tape, Op, Parameters, Step as TapeStep};
+use theriac_ops::{PoolConfig, avg_pool2d, max_pool2d, relu};
+
+use crate::Layer;
+
+/// A value inside a network: the image, or the result of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value(usize);
+
+/// What a layer computes, in terms that a whole network can run as one operation.
+#[derive(Clone, Debug)]
+pub struct Form {
+    /// The computation; `None` for the identity.
+    pub op: Option<Op>,
+    /// Its parameters, in the order that the computation names.
+    pub parameters: Parameters,
+    /// Whether the parameters are the stored ones, the same in every pass: then they are arranged
+    /// once for a whole attack.
+    pub stored: bool,
+}
+
+impl Form {
+    /// A computation with stored parameters.
+    pub fn stored(op: Option<Op>, parameters: Parameters) -> Self {
+        Self {
+            op,
+            parameters,
+            stored: true,
+        }
+    }
+}
+
+enum Kind {
+    Layer(Box<dyn Layer>),
+    Relu,
+    MaxPool(PoolConfig),
+    AvgPool(PoolConfig),
+    GlobalAvgPool,
+    Flatten,
+    Add(Value),
+}
+
+struct Step {
+    kind: Kind,
+    input: Value,
+}
+
+/// A network: steps that each read an earlier value, the last one gives the logits.
+///
+/// Written once, run in the fastest way there is: on a CPU in f32 every stretch of steps whose
+/// layers have a [`Form`] runs as one operation ([`theriac_ops::network`]), all else step by
+/// step. Which layers have a form may depend on the pass; batch norm in training mode has none.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use theriac_nn::{Conv, Layers, Linear, Network, Params, Plain};
+///
+/// let params = Params::new(0, DType::F32, &Device::Cpu);
+/// let vb = params.live();
+/// let mut net = Network::new(10);
+/// let x = net.image();
+/// let h = net.layer(x, Plain.conv(&Conv::new(1, 8, 3), vb.pp("conv"))?);
+/// let h = net.relu(h);
+/// let h = net.flatten(h);
+/// net.layer(h, Plain.linear(&Linear::new(8 * 26 * 26, 10), vb.pp("fc"))?);
+/// # Ok::<(), theriac::Error>(())
+/// ```
+pub struct Network {
+    steps: Vec<Step>,
+    classes: usize,
+    /// The geometries met so far; few.
+    tapes: Mutex<Vec<(Geometry, Arc<Tape>)>>,
+}
+
+/// Shape of the entry, steps, whether the result is flat.
+type Geometry = ([usize; 3], Vec<TapeStep>, bool);
+
+/// Steps `first..=last`, which read one earlier value and whose last result alone is read later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    first: usize,
+    last: usize,
+    /// Whether they run as one operation.
+    together: bool,
+}
+
+impl Network {
+    /// A network without steps, for `classes` classes.
+    pub fn new(classes: usize) -> Self {
+        Self {
+            steps: Vec::new(),
+            classes,
+            tapes: Mutex::default(),
+        }
+    }
+
+    /// The image, (N, C, H, W).
+    pub fn image(&self) -> Value {
+        Value(0)
+    }
+
+    /// A layer on a value.
+    pub fn layer(&mut self, input: Value, layer: Box<dyn Layer>) -> Value {
+        self.push(input, Kind::Layer(layer))
+    }
+
+    /// `max(x, 0)`.
+    pub fn relu(&mut self, input: Value) -> Value {
+        self.push(input, Kind::Relu)
+    }
+
+    /// Max pooling.
+    pub fn max_pool(&mut self, input: Value, config: PoolConfig) -> Value {
+        self.push(input, Kind::MaxPool(config))
+    }
+
+    /// Average pooling; padding counts as zeros.
+    pub fn avg_pool(&mut self, input: Value, config: PoolConfig) -> Value {
+        self.push(input, Kind::AvgPool(config))
+    }
+
+    /// The mean over each channel's pixels, (N, C, 1, 1).
+    pub fn global_avg_pool(&mut self, input: Value) -> Value {
+        self.push(input, Kind::GlobalAvgPool)
+    }
+
+    /// (N, C, H, W) as (N, C H W).
+    pub fn flatten(&mut self, input: Value) -> Value {
+        self.push(input, Kind::Flatten)
+    }
+
+    /// The sum of two values of one shape.
+    pub fn add(&mut self, a: Value, b: Value) -> Value {
+        self.push(a, Kind::Add(b))
+    }
+
+    fn push(&mut self, input: Value, kind: Kind) -> Value {
+        self.steps.push(Step { kind, input });
+        Value(self.steps.len())
+    }
+
+    /// The last value for images (N, C, H, W).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        if self.steps.is_empty() {
+            return Err(Error::Empty { what: "network" });
+        }
+        let mut values: Vec<Option<Tensor>> = vec![None; self.steps.len() + 1];
+        values[0] = Some(x.clone());
+        if !Tape::takes(x) || x.rank() != 4 {
+            for i in 0..self.steps.len() {
+                values[i + 1] = Some(self.step(i, &values, pass)?);
+            }
+            return last(values);
+        }
+        let forms = self.forms(pass)?;
+        for part in self.parts(&forms) {
+            if part.together {
+                values[part.last + 1] = Some(self.run(part, &forms, &values, pass)?);
+                continue;
+            }
+            for i in part.first..=part.last {
+                values[i + 1] = Some(self.step(i, &values, pass)?);
+            }
+        }
+        last(values)
+    }
+
+    /// The result of steps that run as one operation.
+    fn run(
+        &self,
+        part: Part,
+        forms: &[Option<Form>],
+        values: &[Option<Tensor>],
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let entry = self.steps[part.first].input;
+        let x = value(values, entry)?;
+        let shape = match *x.dims() {
+            [_, c, h, w] => [c, h, w],
+            [_, features] => [features, 1, 1],
+            _ => [0; 3],
+        };
+        let mut tape_steps = Vec::new();
+        let mut parameters: Vec<Parameters> = Vec::new();
+        let mut stored = true;
+        // Where each value from `first` on stands on the tape, and whether it is (N, features).
+        let mut places = vec![(0, x.rank() == 2)];
+        let at = |value: Value| match value == entry {
+            true => 0,
+            false => value.0 - part.first,
+        };
+        for (step, form) in self.steps[part.first..=part.last]
+            .iter()
+            .zip(&forms[part.first..])
+        {
+            let (place, flat) = places[at(step.input)];
+            let flat = match (&step.kind, form.as_ref().and_then(|form| form.op)) {
+                (Kind::Flatten, _) | (_, Some(Op::Linear { .. })) => true,
+                _ => flat,
+            };
+            let Some((form, op)) = form.as_ref().and_then(|form| Some((form, form.op?))) else {
+                places.push((place, flat));
+                continue;
+            };
+            let op = match step.kind {
+                Kind::Add(other) => Op::Add {
+                    other: places[at(other)].0,
+                },
+                _ => op,
+            };
+            tape_steps.push(TapeStep { op, input: place });
+            parameters.push(form.parameters.clone());
+            stored &= form.stored;
+            places.push((tape_steps.len(), flat));
+        }
+        let flat = places[places.len() - 1].1;
+        let tape = self.tape((shape, tape_steps, flat))?;
+        let tracked = |t: &Option<Tensor>| t.as_ref().is_some_and(Tensor::track_op);
+        let backward = x.track_op() || parameters.iter().any(|step| step.iter().any(tracked));
+        let prepared = match pass.prepared {
+            Some(cache) if stored => cache.get_or(&tape, || tape.prepare(&parameters, true))?,
+            _ => tape.prepare(&parameters, backward)?,
+        };
+        Ok(tape.forward(&prepared, x, &parameters)?)
+    }
+
+    fn tape(&self, geometry: Geometry) -> Result<Arc<Tape>> {
+        let mut tapes = self.tapes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tape)) = tapes.iter().find(|(known, _)| *known == geometry) {
+            return Ok(tape.clone());
+        }
+        let (shape, steps, flat) = &geometry;
+        let tape = Arc::new(Tape::new(*shape, steps, *flat)?);
+        tapes.push((geometry, tape.clone()));
+        Ok(tape)
+    }
+
+    /// Cuts the steps into stretches that run as one operation and single steps.
+    fn parts(&self, forms: &[Option<Form>]) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let mut first = 0;
+        while first < self.steps.len() {
+            let last = self.stretch(first, forms);
+            let layers = forms[first..=last].iter().flatten();
+            let together = layers
+                .into_iter()
+                .any(|form| matches!(form.op, Some(Op::Conv { .. } | Op::Linear { .. })));
+            parts.push(Part {
+                first,
+                last,
+                together,
+            });
+            first = last + 1;
+        }
+        parts
+    }
+
+    /// The last step of the longest stretch from `first` on.
+    fn stretch(&self, first: usize, forms: &[Option<Form>]) -> usize {
+        let entry = self.steps[first].input;
+        let inside = |value: Value| value == entry || value.0 > first;
+        let end = (first..self.steps.len())
+            .take_while(|&i| forms[i].is_some() && self.reads(i).all(inside))
+            .last();
+        let alone = |last: &usize| {
+            let later = last + 1..self.steps.len();
+            let hidden = first + 1..=*last;
+            later
+                .flat_map(|i| self.reads(i))
+                .all(|value| !hidden.contains(&value.0))
+        };
+        end.and_then(|end| (first..=end).rev().find(alone))
+            .unwrap_or(first)
+    }
+
+    /// The values that step i reads.
+    fn reads(&self, i: usize) -> impl Iterator<Item = Value> {
+        let other = match self.steps[i].kind {
+            Kind::Add(other) => Some(other),
+            _ => None,
+        };
+        [Some(self.steps[i].input), other].into_iter().flatten()
+    }
+
+    /// The result of step i from earlier values.
+    fn step(&self, i: usize, values: &[Option<Tensor>], pass: &Pass<'_>) -> Result<Tensor> {
+        let Step { kind, input } = &self.steps[i];
+        let x = value(values, *input)?;
+        Ok(match kind {
+            Kind::Layer(layer) => layer.forward(x, pass)?,
+            Kind::Relu => relu(x)?,
+            Kind::MaxPool(config) => max_pool2d(x, *config)?,
+            Kind::AvgPool(config) => avg_pool2d(x, *config, true)?,
+            Kind::GlobalAvgPool => x.mean_keepdim((2, 3))?,
+            Kind::Flatten => x.flatten_from(1)?,
+            Kind::Add(other) => (x + value(values, *other)?)?,
+        })
+    }
+
+    /// What each step is on a tape; `None` for those that run on their own.
+    fn forms(&self, pass: &Pass<'_>) -> Result<Vec<Option<Form>>> {
+        let plain = |op: Option<Op>| Form::stored(op, [const { None }; 4]);
+        let window = |config: PoolConfig| (config.kernel, config.stride, config.padding);
+        let form = |step: &Step| {
+            Ok(Some(match &step.kind {
+                Kind::Layer(layer) => return layer.form(pass),
+                Kind::Relu => plain(Some(Op::Relu)),
+                Kind::MaxPool(config) => {
+                    let (kernel, stride, padding) = window(*config);
+                    plain(Some(Op::MaxPool {
+                        kernel,
+                        stride,
+                        padding,
+                    }))
+                }
+                Kind::AvgPool(config) => {
+                    let (kernel, stride, padding) = window(*config);
+                    plain(Some(Op::AvgPool {
+                        kernel,
+                        stride,
+                        padding,
+                    }))
+                }
+                Kind::GlobalAvgPool => plain(Some(Op::GlobalAvgPool)),
+                Kind::Flatten => plain(None),
+                // `run` fills in where the other value stands.
+                Kind::Add(_) => plain(Some(Op::Add { other: 0 })),
+            }))
+        };
+        let mut forms: Vec<Option<Form>> = self.steps.iter().map(form).collect::<Result<_>>()?;
+        // A tape with fixed norms has no gradients of parameters: then norms run on their own.
+        let tracked = |t: &Option<Tensor>| t.as_ref().is_some_and(Tensor::track_op);
+        let any = |form: &Form| form.parameters.iter().any(tracked);
+        if forms.iter().flatten().any(any) {
+            for form in &mut forms {
+                if matches!(
+                    form,
+                    Some(Form {
+                        op: Some(Op::Norm { .. }),
+                        ..
+                    })
+                ) {
+                    *form = None;
+                }
+            }
+        }
+        Ok(forms)
+    }
+}
+
+impl Classifier for Network {
+    fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> Result<Tensor> {
+        self.forward(x.tensor(), pass)
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+}
+
+fn value(values: &[Option<Tensor>], Value(i): Value) -> Result<&Tensor> {
+    // A value inside a part that runs as one operation is read by no one else.
+    values[i].as_ref().ok_or_else(|| {
+        Error::Other(format!("value {i} of a network is not there: a defect of theriac-nn").into())
+    })
+}
+
+fn last(mut values: Vec<Option<Tensor>>) -> Result<Tensor> {
+    values
+        .pop()
+        .flatten()
+        .ok_or(Error::Empty { what: "network" })
+}
