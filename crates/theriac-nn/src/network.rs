@@ -380,3 +380,156 @@ fn last(mut values: Vec<Option<Tensor>>) -> Result<Tensor> {
         .flatten()
         .ok_or(Error::Empty { what: "network" })
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use theriac::{Mode, Run, gradient};
+
+    use super::*;
+    use crate::{Conv, Layers, Linear, Params, Plain, VarBuilder};
+
+    /// Adds a constant: a layer that no tape knows.
+    struct Shift;
+
+    impl Layer for Shift {
+        fn forward(&self, x: &Tensor, _: &Pass<'_>) -> Result<Tensor> {
+            Ok((x + 0.25)?)
+        }
+    }
+
+    /// A residual block between two convolutions, with something opaque at `opaque`.
+    fn network(vb: VarBuilder, opaque: usize) -> Result<Network> {
+        let conv = |i, o| Conv::new(i, o, 3).padding(1);
+        let mut net = Network::new(3);
+        let x = net.image();
+        let site = |net: &mut Network, h, place| match place == opaque {
+            true => net.layer(h, Box::new(Shift)),
+            false => h,
+        };
+        let h = net.layer(x, Plain.conv(&conv(2, 4), vb.pp("a"))?);
+        let h = site(&mut net, h, 1);
+        let h = net.relu(h);
+        let skip = h;
+        let h = net.layer(h, Plain.conv(&conv(4, 4), vb.pp("b"))?);
+        let h = net.layer(h, Plain.norm(4, vb.pp("norm"))?);
+        let h = site(&mut net, h, 2);
+        let h = net.add(h, skip);
+        let h = net.relu(h);
+        let h = site(&mut net, h, 3);
+        let h = net.max_pool(
+            h,
+            PoolConfig {
+                kernel: 2,
+                stride: 2,
+                padding: 0,
+            },
+        );
+        let h = net.global_avg_pool(h);
+        let h = net.flatten(h);
+        net.layer(h, Plain.linear(&Linear::new(4, 3), vb.pp("fc"))?);
+        Ok(net)
+    }
+
+    fn images(dtype: DType) -> Result<Pixels> {
+        let values: Vec<f32> = (0..5 * 2 * 36).map(|i| (i % 17) as f32 / 17.0).collect();
+        let x = Tensor::from_vec(values, (5, 2, 6, 6), &Device::Cpu)?;
+        Pixels::new(x.to_dtype(dtype)?)
+    }
+
+    /// Logits, gradient by the images and by the parameters, as f64.
+    fn results(dtype: DType, opaque: usize, mode: Mode, frozen: bool) -> Result<Vec<Vec<f64>>> {
+        let params = Params::new(3, dtype, &Device::Cpu);
+        let vb = if frozen {
+            params.frozen()
+        } else {
+            params.live()
+        };
+        let net = network(vb, opaque)?;
+        let (x, run, ids) = (images(dtype)?, Run::new(0, &Device::Cpu), [0, 1, 2, 3, 4]);
+        let pass = Pass {
+            mode,
+            ..run.eval(&ids)
+        };
+        let logits = net.logits(&x, &pass)?;
+        let (_, by_image) = gradient(&x, &pass, |x| Ok(net.logits(x, &pass)?.sqr()?.sum(1)?))?;
+        let mut all = vec![logits.clone(), by_image];
+        let grads = logits.sqr()?.sum_all()?.backward()?;
+        for (path, var) in params.trainable() {
+            match grads.get(&var) {
+                Some(grad) => all.push(grad.clone()),
+                None => assert!(frozen, "{path} has no gradient"),
+            }
+        }
+        let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+        Ok(all.iter().map(flat).collect::<candle_core::Result<_>>()?)
+    }
+
+    #[test]
+    fn stretches_give_what_single_steps_give() -> Result<()> {
+        for opaque in 0..4 {
+            for (mode, frozen) in [
+                (Mode::Eval, true),
+                (Mode::Eval, false),
+                (Mode::Train, false),
+            ] {
+                // In f64 every step runs on its own.
+                let expected = results(DType::F64, opaque, mode, frozen)?;
+                let actual = results(DType::F32, opaque, mode, frozen)?;
+                assert_eq!(actual.len(), expected.len());
+                for (actual, expected) in actual.iter().zip(&expected) {
+                    let scale = expected.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
+                    for (a, e) in actual.iter().zip(expected) {
+                        let case = (opaque, mode, frozen);
+                        assert!((a - e).abs() <= 2e-5 * scale, "{case:?}: {a} against {e}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn finds_the_stretches() -> Result<()> {
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let run = Run::new(0, &Device::Cpu);
+        let parts = |opaque, vb, mode| -> Result<Vec<(usize, usize, bool)>> {
+            let net = network(vb, opaque)?;
+            let pass = Pass {
+                mode,
+                ..run.eval(&[])
+            };
+            let parts = net.parts(&net.forms(&pass)?);
+            Ok(parts
+                .iter()
+                .map(|p| (p.first, p.last, p.together))
+                .collect())
+        };
+        // Frozen, evaluation: all of it.
+        assert_eq!(parts(0, params.frozen(), Mode::Eval)?, [(0, 9, true)]);
+        // The skip connection is read behind the norm, so no stretch may swallow it.
+        assert_eq!(
+            parts(0, params.frozen(), Mode::Train)?,
+            [
+                (0, 1, true),
+                (2, 2, true),
+                (3, 3, false),
+                (4, 4, false),
+                (5, 9, true)
+            ]
+        );
+        assert_eq!(
+            parts(3, params.frozen(), Mode::Eval)?,
+            [(0, 5, true), (6, 6, false), (7, 10, true)]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn an_empty_network_is_refused() -> Result<()> {
+        let run = Run::new(0, &Device::Cpu);
+        let error = Network::new(3).logits(&images(DType::F32)?, &run.eval(&[0; 5]));
+        assert!(error.is_err());
+        Ok(())
+    }
+}
