@@ -478,7 +478,8 @@ mod tests {
                 let actual = results(DType::F32, opaque, mode, frozen)?;
                 assert_eq!(actual.len(), expected.len());
                 for (actual, expected) in actual.iter().zip(&expected) {
-                    let scale = expected.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
+                    // A bias in front of a norm has gradient 0, and noise in f32.
+                    let scale = expected.iter().fold(0.5f64, |m, v| m.max(v.abs()));
                     for (a, e) in actual.iter().zip(expected) {
                         let case = (opaque, mode, frozen);
                         assert!((a - e).abs() <= 2e-5 * scale, "{case:?}: {a} against {e}");
