@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use theriac::{Pass, Result};
+use theriac_ops::network::Moments;
 
 use crate::{BatchNorm, Conv, Form, Linear, VarBuilder};
 
@@ -20,6 +21,14 @@ pub trait Layer: Send + Sync {
     /// When the parameters cannot be had.
     fn form(&self, _: &Pass<'_>) -> Result<Option<Form>> {
         Ok(None)
+    }
+
+    /// Called after a network ran the layer's form, with what a norm over the batch found.
+    ///
+    /// # Errors
+    /// When running statistics cannot be updated.
+    fn observe(&self, _: &Moments) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Tensor, Var};
 use theriac::{Error, Mode, Pass, Result};
-use theriac_ops::network::Op;
+use theriac_ops::network::{Moments, Op};
 use theriac_ops::{batch_norm_eval, batch_norm_train};
 
 use crate::{Form, Layer, VarBuilder};
@@ -74,34 +74,42 @@ impl Layer for BatchNorm {
             }
             Mode::Train => {
                 let (y, mean, var) = batch_norm_train(x, &self.weight, &self.bias, self.eps)?;
-                for (running, batch) in [(&self.running_mean, mean), (&self.running_var, var)] {
-                    let kept = running
-                        .as_tensor()
-                        .detach()
-                        .affine(1.0 - self.momentum, 0.0)?;
-                    running.set(&(kept + (batch * self.momentum)?)?)?;
-                }
+                self.observe(&Moments { mean, var })?;
                 Ok(y)
             }
         }
     }
 
     fn form(&self, pass: &Pass<'_>) -> Result<Option<Form>> {
-        // In training mode an image's result depends on its batch; other banks are refused.
-        if pass.mode == Mode::Train || pass.bank.0 != 0 {
+        // `forward` refuses other banks.
+        if pass.bank.0 != 0 {
             return Ok(None);
         }
-        let statistics = [&self.running_mean, &self.running_var].map(|var| var.detach());
-        let [mean, var] = statistics.map(Some);
-        let parameters = [
-            Some(self.weight.clone()),
-            Some(self.bias.clone()),
-            mean,
-            var,
+        let (weight, bias) = (Some(self.weight.clone()), Some(self.bias.clone()));
+        let eps = self.eps;
+        let (op, statistics) = match pass.mode {
+            Mode::Train => (Op::BatchNorm { eps }, [None, None]),
+            Mode::Eval => {
+                let statistics = [&self.running_mean, &self.running_var];
+                (Op::Norm { eps }, statistics.map(|var| Some(var.detach())))
+            }
+        };
+        let [mean, var] = statistics;
+        Ok(Some(Form::stored(Some(op), [weight, bias, mean, var])))
+    }
+
+    fn observe(&self, batch: &Moments) -> Result<()> {
+        let pairs = [
+            (&self.running_mean, &batch.mean),
+            (&self.running_var, &batch.var),
         ];
-        Ok(Some(Form::stored(
-            Some(Op::Norm { eps: self.eps }),
-            parameters,
-        )))
+        for (running, batch) in pairs {
+            let kept = running
+                .as_tensor()
+                .detach()
+                .affine(1.0 - self.momentum, 0.0)?;
+            running.set(&(kept + (batch * self.momentum)?)?)?;
+        }
+        Ok(())
     }
 }

@@ -33,6 +33,29 @@ pub struct Network {
 #[derive(Clone, Debug)]
 pub struct Prepared(Arc<kernels::Prepared>);
 
+/// What a norm over the batch found, for its running statistics: tensors (C) without gradient.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// Mean of each channel.
+    pub mean: Tensor,
+    /// Unbiased variance of each channel, which PyTorch's running averages take.
+    pub var: Tensor,
+}
+
+impl Moments {
+    fn new(count: usize, statistics: &theriac_kernels::Statistics) -> Result<Self> {
+        let vector = |values: &[f64]| {
+            let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+            let len = values.len();
+            Tensor::from_vec(values, len, &candle_core::Device::Cpu)
+        };
+        Ok(Self {
+            mean: vector(&statistics.mean)?,
+            var: vector(&statistics.unbiased_var(count))?,
+        })
+    }
+}
+
 /// Arranged parameters of the networks that were run with it.
 ///
 /// For work during which no parameter changes, an attack above all: nobody notices if one does.
@@ -134,7 +157,7 @@ impl Network {
         )))
     }
 
-    /// The result for images (N, C, H, W).
+    /// The result for images (N, C, H, W), and the statistics of each norm over the batch.
     ///
     /// `prepared` must come from the same parameters; gradients flow to those that are tracked.
     ///
@@ -146,7 +169,7 @@ impl Network {
         prepared: &Prepared,
         x: &Tensor,
         parameters: &[Parameters],
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Vec<Option<Moments>>)> {
         let n = x.dims().first().copied().unwrap_or(0);
         let x = x.contiguous()?;
         let tracked = |t: &Option<Tensor>| t.as_ref().is_some_and(Tensor::track_op);
@@ -161,12 +184,20 @@ impl Network {
         if any && !self.has_parameter_gradients() {
             bail!("network: a norm with fixed statistics has no gradients of parameters here");
         }
-        let (out, trace) = {
+        let kernels::Output {
+            values: out,
+            trace,
+            statistics,
+        } = {
             let images = View::new(&x)?;
             self.network
                 .forward(&prepared.0, images.slice()?, want.images || any)
                 .map_err(candle_core::Error::wrap)?
         };
+        let moments = statistics
+            .into_iter()
+            .map(|found| found.map(|(count, s)| Moments::new(count, &s)).transpose())
+            .collect::<Result<_>>()?;
         let [c, h, w] = self.network.output();
         let shape = if self.flat {
             vec![n, c * h * w]
@@ -174,7 +205,7 @@ impl Network {
             vec![n, c, h, w]
         };
         let Some(trace) = trace else {
-            return Tensor::from_vec(out, shape, x.device());
+            return Ok((Tensor::from_vec(out, shape, x.device())?, moments));
         };
         let call = Arc::new(Call {
             network: self.network.clone(),
@@ -185,11 +216,12 @@ impl Network {
         });
         if !any {
             let name = "network";
-            return x.apply_op1(Node::from_vec(name, shape, out, move |[x], grad| {
+            let node = Node::from_vec(name, shape, out, move |[x], grad| {
                 Ok([images(&mut call.backward(grad)?, x)?])
-            }));
+            });
+            return Ok((x.apply_op1(node)?, moments));
         }
-        with_parameters(&call, &x, parameters, out, shape)
+        Ok((with_parameters(&call, &x, parameters, out, shape)?, moments))
     }
 }
 

@@ -65,7 +65,7 @@ impl Case {
             [w2, b2, None, None],
         ];
         let prepared = network.prepare(&parameters, true)?;
-        network.forward(&prepared, x, &parameters)
+        Ok(network.forward(&prepared, x, &parameters)?.0)
     }
 
     fn apart(&self, [w1, b1, w2, b2]: [&Tensor; 4], x: &Tensor) -> Result<Tensor> {

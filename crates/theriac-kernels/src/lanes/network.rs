@@ -1,5 +1,6 @@
 //! A whole network, forward and backward, on sixteen images at a time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -10,6 +11,7 @@ use super::plane::{Buffer, Plane, Shelf};
 use super::pool::Windows;
 use super::products::{Finish, Grid, Job, Packed, products};
 use super::simd::Level;
+use crate::Statistics;
 use crate::error::{Error, Result, check_len, geometry};
 
 /// What a step of a network computes from one value, or from two.
@@ -35,6 +37,12 @@ pub enum Op {
     },
     /// Batch normalisation with fixed statistics; parameters: gamma, beta, mean, variance.
     Norm {
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// Batch normalisation with the statistics of the batch, through which gradients flow;
+    /// parameters: gamma, beta.
+    BatchNorm {
         /// Added to the variance.
         eps: f64,
     },
@@ -138,6 +146,8 @@ enum Kind {
     Linear,
     MaxPool(Windows),
     AvgPool(Windows),
+    /// Its own values are `scale x + shift`; both follow from the batch.
+    BatchNorm(f64),
     /// Norm, addition, ReLU of their own.
     Pointwise,
 }
@@ -154,6 +164,8 @@ struct Arranged {
     backward: Option<Back>,
     bias: Option<Vec<f32>>,
     affine: Option<(Vec<f32>, Vec<f32>)>,
+    /// Gamma and beta of a norm over the batch.
+    norm: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 #[derive(Debug)]
@@ -167,6 +179,8 @@ enum Back {
 pub struct Trace {
     images: usize,
     groups: Vec<Group>,
+    /// Of the input of each node that normalises over the batch.
+    moments: Vec<Option<Moments>>,
     planes: Arc<[Plane]>,
     shelf: Arc<Shelf>,
 }
@@ -179,6 +193,18 @@ impl Drop for Trace {
             }
         }
     }
+}
+
+/// What a forward pass computes.
+#[derive(Debug)]
+pub struct Output {
+    /// (N, output).
+    pub values: Vec<f32>,
+    /// What backward passes need, if it was to be kept.
+    pub trace: Option<Trace>,
+    /// For each step that normalises over the batch: the number of values of a channel, and their
+    /// statistics.
+    pub statistics: Vec<Option<(usize, Statistics)>>,
 }
 
 /// The values of sixteen images.
@@ -243,7 +269,12 @@ impl Network {
                     }
                     node.norm = Some(step);
                 }
+                Op::BatchNorm { eps } => node.kind = Kind::BatchNorm(eps),
                 Op::Add { other } => {
+                    let sums = |source: usize, nodes: &[Node]| {
+                        let norm = |n: usize| matches!(nodes[n].kind, Kind::BatchNorm(_));
+                        sums(source, nodes) || source.checked_sub(1).is_some_and(norm)
+                    };
                     let (a, b) = (source, value[other]);
                     let fits = |late: usize, early: usize, of: usize| {
                         late > early
@@ -354,6 +385,11 @@ impl Network {
             if let Some(step) = node.norm {
                 arranged.affine = Some(self.affine(step, &parameters[step], out.channels)?);
             }
+            if let Kind::BatchNorm(_) = node.kind {
+                let gamma = given("network: gamma", weight, out.channels)?;
+                let beta = given("network: beta", bias, out.channels)?;
+                arranged.norm = Some((gamma.to_vec(), beta.to_vec()));
+            }
             let scale = arranged.affine.as_ref().map(|(scale, _)| &scale[..]);
             let terms = node.offsets.len();
             if let Kind::Conv(_) | Kind::Linear = node.kind {
@@ -414,83 +450,132 @@ impl Network {
         ))
     }
 
-    /// The result for images (N, C, H, W), shape (N, output), and what a backward pass needs if
-    /// `keep`.
+    /// The result for images (N, C, H, W), with what backward passes need if `keep`.
     ///
     /// # Errors
     ///
-    /// If `images` is empty or no whole number of images.
-    pub fn forward(
-        &self,
-        prepared: &Prepared,
-        images: &[f32],
-        keep: bool,
-    ) -> Result<(Vec<f32>, Option<Trace>)> {
+    /// If `images` is empty or no whole number of images, or a norm over the batch meets a single
+    /// value in a channel.
+    pub fn forward(&self, prepared: &Prepared, images: &[f32], keep: bool) -> Result<Output> {
         let pixels = self.planes[0].pixels();
         let count = images.len() / pixels;
         check_len("network: images", images, count.max(1) * pixels)?;
-        let out_pixels = self.planes[self.last()].pixels();
-        let mut out = vec![0f32; count * out_pixels];
-        let group = |(images, out): (&[f32], &mut [f32])| {
-            let mut group = self.start(images);
-            for k in 0..self.nodes.len() {
-                self.run(k, prepared, &mut group);
-                let spent = if keep { &[][..] } else { &self.spent[k] };
-                for &v in spent {
-                    self.shelf.give(self.planes[v], group.values[v].take());
+        let mut groups: Vec<Group> = images
+            .chunks(LANES * pixels)
+            .map(|images| Group::new(images.len() / pixels, self.nodes.len()))
+            .collect();
+        let mut moments: Vec<Option<Moments>> = vec![None; self.nodes.len()];
+        // A norm over the batch waits for all groups; between two of them each group runs alone.
+        for stage in self.stages() {
+            let next = stage.end;
+            let parts = each(groups.iter_mut().enumerate(), |(i, group)| {
+                if stage.start == 0 {
+                    let first = i * LANES * pixels;
+                    self.begin(&images[first..][..group.images * pixels], group);
                 }
+                for k in stage.clone() {
+                    self.run(k, prepared, &moments, group);
+                    let spent = if keep { &[][..] } else { &self.spent[k] };
+                    for &v in spent {
+                        self.shelf.give(self.planes[v], group.values[v].take());
+                    }
+                }
+                let input = self.nodes.get(next).map(|node| node.input);
+                input.map(|v| {
+                    let x = group.values[v].as_deref().unwrap_or_default();
+                    Moments::of(&self.planes[v], x, group.images)
+                })
+            });
+            if next < self.nodes.len() {
+                let whole = Moments::joined(parts.into_iter().flatten());
+                let values = whole.count;
+                if values < 2.0 {
+                    return Err(geometry(
+                        "values of a channel in a norm over the batch",
+                        values,
+                        "pass more images, or use fixed statistics",
+                    ));
+                }
+                moments[next] = Some(whole);
             }
-            let last = self.last();
+        }
+        let last = self.last();
+        let out_pixels = self.planes[last].pixels();
+        let mut values = vec![0f32; count * out_pixels];
+        for (group, out) in groups.iter_mut().zip(values.chunks_mut(LANES * out_pixels)) {
             if let Some(value) = &group.values[last] {
                 self.planes[last].gather(value, out);
             }
-            if keep {
-                return Some(group);
+            if !keep {
+                self.shelf
+                    .give(self.planes[last], group.values[last].take());
             }
-            self.shelf
-                .give(self.planes[last], group.values[last].take());
-            None
-        };
-        let parts = images
-            .par_chunks(LANES * pixels)
-            .zip(out.par_chunks_mut(LANES * out_pixels));
-        let groups: Vec<Option<Group>> = if count <= LANES {
-            vec![group((images, &mut out))]
-        } else {
-            parts.map(group).collect()
-        };
+        }
+        let mut statistics = vec![None; self.steps.len()];
+        for (k, node) in self.nodes.iter().enumerate() {
+            if let (Kind::BatchNorm(eps), Some(moments)) = (node.kind, &moments[k]) {
+                // Exact: a count of values in memory.
+                statistics[node.step] = Some((moments.count as usize, moments.statistics(eps)));
+            }
+        }
         let trace = keep.then(|| Trace {
             images: count,
-            groups: groups.into_iter().flatten().collect(),
+            groups,
+            moments,
             planes: self.planes.clone(),
             shelf: self.shelf.clone(),
         });
-        Ok((out, trace))
+        Ok(Output {
+            values,
+            trace,
+            statistics,
+        })
     }
 
-    fn start(&self, images: &[f32]) -> Group {
-        let mut input = self.shelf.take(self.planes[0]);
-        self.planes[0].spread(images, &mut input);
-        let mut values = vec![Some(input)];
-        values.resize_with(self.planes.len(), || None);
-        Group {
-            images: images.len() / self.planes[0].pixels(),
-            values,
-            winners: vec![Vec::new(); self.nodes.len()],
+    /// The nodes in stretches that start at norms over the batch.
+    fn stages(&self) -> Vec<Range<usize>> {
+        let norm = |k: &usize| matches!(self.nodes[*k].kind, Kind::BatchNorm(_));
+        let mut cuts = vec![0];
+        cuts.extend((1..self.nodes.len()).filter(norm));
+        cuts.push(self.nodes.len());
+        let mut stages: Vec<Range<usize>> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
+        if self
+            .nodes
+            .first()
+            .is_some_and(|node| matches!(node.kind, Kind::BatchNorm(_)))
+        {
+            // Nothing runs before it, but its input has to be there.
+            stages.insert(0, 0..0);
+        }
+        stages
+    }
+
+    fn begin(&self, images: &[f32], group: &mut Group) {
+        if group.values[0].is_none() {
+            let mut input = self.shelf.take(self.planes[0]);
+            self.planes[0].spread(images, &mut input);
+            group.values[0] = Some(input);
         }
     }
 
     /// Computes the value of node k.
-    fn run(&self, k: usize, prepared: &Prepared, group: &mut Group) {
+    fn run(&self, k: usize, prepared: &Prepared, moments: &[Option<Moments>], group: &mut Group) {
         let (node, arranged) = (&self.nodes[k], &prepared.nodes[k]);
         let (plane, out_plane) = (self.planes[node.input], self.planes[k + 1]);
         let mut out = self.shelf.take(out_plane);
         {
             let value = |v: usize| group.values[v].as_deref().unwrap_or_default();
             let x = value(node.input);
+            let batch = match (node.kind, &arranged.norm, &moments[k]) {
+                (Kind::BatchNorm(eps), Some(norm), Some(moments)) => {
+                    Some(moments.affine(norm, eps))
+                }
+                _ => None,
+            };
+            let affine = batch.as_ref().or(arranged.affine.as_ref());
             let finish = Finish {
                 bias: arranged.bias.as_deref(),
-                affine: arranged.affine.as_ref().map(|(a, b)| (&a[..], &b[..])),
+                affine: affine.map(|(a, b)| (&a[..], &b[..])),
                 residual: node.residual.map(value),
                 relu: node.relu,
                 ..Finish::default()
@@ -513,7 +598,9 @@ impl Network {
                     windows.max((&plane, x), (&out_plane, &mut out), winners);
                 }
                 Kind::AvgPool(windows) => windows.mean((&plane, x), (&out_plane, &mut out)),
-                Kind::Pointwise => pointwise(&out_plane, x, &finish, &mut out),
+                Kind::Pointwise | Kind::BatchNorm(_) => {
+                    pointwise(&out_plane, x, &finish, &mut out);
+                }
             }
         }
         group.values[k + 1] = Some(out);
@@ -554,19 +641,39 @@ impl Network {
         ];
         let mut parts: Vec<&mut [f32]> = images.chunks_mut(LANES * pixels).collect();
         parts.resize_with(trace.groups.len(), Default::default);
-        let group = |(group, (grad_out, grad_x)): (&Group, (&[f32], &mut [f32]))| {
-            self.group_backward(prepared, group, grad_out, grad_x, want, &needs)
-        };
-        let work: Vec<_> = trace
-            .groups
-            .iter()
-            .zip(grad_out.chunks(LANES * out_pixels).zip(parts))
-            .collect();
-        let done: Vec<Done> = if work.len() == 1 {
-            work.into_iter().map(group).collect()
-        } else {
-            work.into_par_iter().map(group).collect()
-        };
+        let mut done: Vec<Done> = trace.groups.iter().map(|_| Done::new(self)).collect();
+        let mut products: Vec<Option<NormSums>> = vec![None; self.nodes.len()];
+        for stage in self.stages().into_iter().rev() {
+            let work = trace.groups.iter().zip(&mut done).enumerate();
+            let sums = each(work, |(i, (group, done))| {
+                if stage.end == self.nodes.len() {
+                    let first = i * LANES * out_pixels;
+                    self.end(&grad_out[first..][..group.images * out_pixels], done);
+                }
+                // The norm that ended this stretch on the way forward: its sums are complete now.
+                let norm = products.get(stage.end).and_then(Option::as_ref);
+                if let Some(sums) = norm {
+                    self.norm_backward(stage.end, prepared, trace, sums, (group, done), &needs);
+                }
+                let first = self.is_batch_norm(stage.start);
+                for k in stage.clone().rev() {
+                    if first && k == stage.start {
+                        return self.norm_sums(k, trace, (group, done), &needs);
+                    }
+                    self.node_done(k, prepared, group, done, want, &needs);
+                }
+                None
+            });
+            if self.is_batch_norm(stage.start) && !stage.is_empty() {
+                products[stage.start] = NormSums::joined(sums.into_iter().flatten());
+            }
+        }
+        for (done, grad_x) in done.iter_mut().zip(parts) {
+            if let Some(grad) = done.grads[0].take() {
+                self.planes[0].gather(&grad, grad_x);
+                self.shelf.give(self.planes[0], Some(grad));
+            }
+        }
         let mut parameters: Vec<[Option<Vec<f32>>; 2]> = vec![[None, None]; self.steps.len()];
         for (k, node) in self.nodes.iter().enumerate() {
             if !want.parameters[node.step] {
@@ -575,6 +682,7 @@ impl Network {
             parameters[node.step] = match node.kind {
                 Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
                 Kind::Linear => self.linear_grads(k, trace, &done),
+                Kind::BatchNorm(_) => products[k].as_ref().map_or([None, None], NormSums::grads),
                 _ => [None, None],
             };
         }
@@ -600,49 +708,119 @@ impl Network {
         needs
     }
 
-    fn group_backward(
-        &self,
-        prepared: &Prepared,
-        group: &Group,
-        grad_out: &[f32],
-        grad_x: &mut [f32],
-        want: &Want,
-        needs: &[bool],
-    ) -> Done {
-        let mut grads: Vec<Option<Buffer>> = Vec::new();
-        grads.resize_with(self.planes.len(), || None);
+    fn is_batch_norm(&self, k: usize) -> bool {
+        let kind = self.nodes.get(k).map(|node| node.kind);
+        matches!(kind, Some(Kind::BatchNorm(_)))
+    }
+
+    /// Places the gradient of the result.
+    fn end(&self, grad_out: &[f32], done: &mut Done) {
         let last = self.last();
         let mut grad = self.shelf.take(self.planes[last]);
         self.planes[last].spread(grad_out, &mut grad);
-        grads[last] = Some(grad);
-        let mut sums: Vec<Sums> = vec![Sums::default(); self.nodes.len()];
-        for k in (0..self.nodes.len()).rev() {
-            let Some(grad) = grads[k + 1].take() else {
-                continue;
-            };
-            let grad = self.node_backward(k, prepared, group, grad, &mut grads, needs);
-            let node = &self.nodes[k];
-            let mut keep = false;
-            if want.parameters[node.step] {
-                match node.kind {
-                    Kind::Conv(conv) => sums[k] = self.conv_sums(k, conv, group, &grad),
-                    Kind::Linear => keep = true,
-                    _ => {}
+        done.grads[last] = Some(grad);
+    }
+
+    /// The backward pass of node k in one group.
+    fn node_done(
+        &self,
+        k: usize,
+        prepared: &Prepared,
+        group: &Group,
+        done: &mut Done,
+        want: &Want,
+        needs: &[bool],
+    ) {
+        let Some(grad) = done.grads[k + 1].take() else {
+            return;
+        };
+        let grad = self.node_backward(k, prepared, group, grad, &mut done.grads, needs);
+        let node = &self.nodes[k];
+        if want.parameters[node.step] {
+            match node.kind {
+                Kind::Conv(conv) => done.sums[k] = self.conv_sums(k, conv, group, &grad),
+                // Its product runs over all images at the end.
+                Kind::Linear => {
+                    done.grads[k + 1] = Some(grad);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.shelf.give(self.planes[k + 1], Some(grad));
+    }
+
+    /// This group's part of the sums that the gradient of a norm over the batch needs.
+    fn norm_sums(
+        &self,
+        k: usize,
+        trace: &Trace,
+        (group, done): (&Group, &mut Done),
+        needs: &[bool],
+    ) -> Option<NormSums> {
+        let (node, plane) = (&self.nodes[k], &self.planes[k + 1]);
+        let grad = done.grads[k + 1].take()?;
+        let grad = self.open(k, group, grad, &mut done.grads, needs);
+        let x = group.values[node.input].as_deref().unwrap_or_default();
+        let sums = trace.moments[k].as_ref().map(|moments| {
+            let mut sums = NormSums::zeros(plane.channels);
+            for (c, line) in plane.lines() {
+                let mean = moments.mean[c] as f32;
+                let (mut g_lanes, mut gx_lanes) = ([0f32; LANES], [0f32; LANES]);
+                let pixels = grad[line.clone()].as_chunks::<LANES>().0;
+                for (g, x) in pixels.iter().zip(x[line].as_chunks::<LANES>().0) {
+                    for lane in 0..LANES {
+                        g_lanes[lane] += g[lane];
+                        gx_lanes[lane] += g[lane] * (x[lane] - mean);
+                    }
+                }
+                sums.g[c] += f64::from(fold(&g_lanes));
+                sums.gz[c] += f64::from(fold(&gx_lanes)) * moments.inv_std(c, node.eps());
+            }
+            sums
+        });
+        done.grads[k + 1] = Some(grad);
+        sums
+    }
+
+    /// `grad_x = gamma inv_std (g - mean(g) - z mean(g z))` with `z = (x - mean) inv_std`.
+    fn norm_backward(
+        &self,
+        k: usize,
+        prepared: &Prepared,
+        trace: &Trace,
+        sums: &NormSums,
+        (group, done): (&Group, &mut Done),
+        needs: &[bool],
+    ) {
+        let (node, plane) = (&self.nodes[k], &self.planes[k + 1]);
+        let grad = done.grads[k + 1].take();
+        let parts = (&grad, &trace.moments[k], &prepared.nodes[k].norm);
+        if let ((Some(grad), Some(moments), Some((gamma, _))), true) = (parts, needs[node.input]) {
+            let x = group.values[node.input].as_deref().unwrap_or_default();
+            let (mut to, accumulate) = self.target(node.input, &mut done.grads);
+            for (c, line) in plane.lines() {
+                let inv_std = moments.inv_std(c, node.eps());
+                let scale = f64::from(gamma[c]) * inv_std;
+                let count = moments.count;
+                // As a g + b x + c0.
+                let slope = -scale * sums.gz[c] / count * inv_std;
+                let offset = -scale * sums.g[c] / count - slope * moments.mean[c];
+                let (scale, slope, offset) = (scale as f32, slope as f32, offset as f32);
+                let pixels = to[line.clone()].as_chunks_mut::<LANES>().0.iter_mut();
+                let grads = grad[line.clone()].as_chunks::<LANES>().0;
+                for ((to, g), x) in pixels.zip(grads).zip(x[line].as_chunks::<LANES>().0) {
+                    for lane in 0..LANES {
+                        // Lanes without image had no part in the sums.
+                        let value = scale * g[lane] + slope * x[lane] + offset;
+                        let value = if lane < group.images { value } else { 0.0 };
+                        to[lane] = if accumulate { to[lane] + value } else { value };
+                    }
                 }
             }
-            if keep {
-                grads[k + 1] = Some(grad);
-            } else {
-                self.shelf.give(self.planes[k + 1], Some(grad));
-            }
+            done.grads[node.input] = Some(to);
         }
-        if let Some(grad) = grads[0].take() {
-            if want.images {
-                self.planes[0].gather(&grad, grad_x);
-            }
-            self.shelf.give(self.planes[0], Some(grad));
-        }
-        Done { grads, sums }
+        self.shelf.give(*plane, grad);
     }
 
     /// Hands the gradient of node k's value on to what it was computed from; returns the gradient
@@ -656,28 +834,9 @@ impl Network {
         grads: &mut [Option<Buffer>],
         needs: &[bool],
     ) -> Buffer {
+        grad = self.open(k, group, grad, grads, needs);
         let (node, arranged) = (&self.nodes[k], &prepared.nodes[k]);
         let (plane, out_plane) = (self.planes[node.input], self.planes[k + 1]);
-        if node.relu
-            && let Some(value) = &group.values[k + 1]
-        {
-            for (_, line) in out_plane.lines() {
-                for (g, &v) in grad[line.clone()].iter_mut().zip(&value[line]) {
-                    *g = if v > 0.0 { *g } else { 0.0 };
-                }
-            }
-        }
-        if let Some(residual) = node.residual
-            && needs[residual]
-        {
-            let (mut to, accumulate) = self.target(residual, grads);
-            let finish = Finish {
-                accumulate,
-                ..Finish::default()
-            };
-            pointwise(&out_plane, &grad, &finish, &mut to);
-            grads[residual] = Some(to);
-        }
         if !needs[node.input] {
             return grad;
         }
@@ -713,6 +872,39 @@ impl Network {
             }
         }
         grads[node.input] = Some(to);
+        grad
+    }
+
+    /// The gradient before the ReLU of node k; what the node adds to its sum gets it as well.
+    fn open(
+        &self,
+        k: usize,
+        group: &Group,
+        mut grad: Buffer,
+        grads: &mut [Option<Buffer>],
+        needs: &[bool],
+    ) -> Buffer {
+        let (node, out_plane) = (&self.nodes[k], self.planes[k + 1]);
+        if node.relu
+            && let Some(value) = &group.values[k + 1]
+        {
+            for (_, line) in out_plane.lines() {
+                for (g, &v) in grad[line.clone()].iter_mut().zip(&value[line]) {
+                    *g = if v > 0.0 { *g } else { 0.0 };
+                }
+            }
+        }
+        if let Some(residual) = node.residual
+            && needs[residual]
+        {
+            let (mut to, accumulate) = self.target(residual, grads);
+            let finish = Finish {
+                accumulate,
+                ..Finish::default()
+            };
+            pointwise(&out_plane, &grad, &finish, &mut to);
+            grads[residual] = Some(to);
+        }
         grad
     }
 
@@ -854,10 +1046,166 @@ impl Network {
     }
 }
 
+impl Group {
+    fn new(images: usize, nodes: usize) -> Self {
+        let mut values = Vec::new();
+        values.resize_with(nodes + 1, || None);
+        Self {
+            images,
+            values,
+            winners: vec![Vec::new(); nodes],
+        }
+    }
+}
+
+impl Node {
+    fn eps(&self) -> f64 {
+        match self.kind {
+            Kind::BatchNorm(eps) => eps,
+            _ => 0.0,
+        }
+    }
+}
+
+/// Mean and sum of squares around it for each channel, in double precision.
+#[derive(Clone, Debug)]
+struct Moments {
+    count: f64,
+    mean: Vec<f64>,
+    squares: Vec<f64>,
+}
+
+impl Moments {
+    /// Of one group, in two passes.
+    fn of(plane: &Plane, x: &[f32], images: usize) -> Self {
+        let count = (images * plane.rows * plane.columns) as f64;
+        let sums = |f: &dyn Fn(usize, f32) -> f32| {
+            let mut totals = vec![0f64; plane.channels];
+            for (c, line) in plane.lines() {
+                let mut lanes = [0f32; LANES];
+                for pixel in x[line].as_chunks::<LANES>().0 {
+                    for (sum, &x) in lanes.iter_mut().zip(pixel) {
+                        *sum += f(c, x);
+                    }
+                }
+                lanes[images..].fill(0.0);
+                totals[c] += f64::from(fold(&lanes));
+            }
+            totals
+        };
+        let mean: Vec<f64> = sums(&|_, x| x).iter().map(|sum| sum / count).collect();
+        let narrow: Vec<f32> = mean.iter().map(|&mean| mean as f32).collect();
+        let squares = sums(&|c, x| (x - narrow[c]) * (x - narrow[c]));
+        Self {
+            count,
+            mean,
+            squares,
+        }
+    }
+
+    /// Of all groups, in their order (Chan, Golub & LeVeque 1983).
+    fn joined(parts: impl Iterator<Item = Self>) -> Self {
+        let join = |mut a: Self, b: Self| {
+            let count = a.count + b.count;
+            for c in 0..a.mean.len() {
+                let apart = b.mean[c] - a.mean[c];
+                a.mean[c] += apart * b.count / count;
+                a.squares[c] += b.squares[c] + apart * apart * a.count * b.count / count;
+            }
+            a.count = count;
+            a
+        };
+        let empty = Self {
+            count: 0.0,
+            mean: Vec::new(),
+            squares: Vec::new(),
+        };
+        parts.reduce(join).unwrap_or(empty)
+    }
+
+    fn inv_std(&self, channel: usize, eps: f64) -> f64 {
+        1.0 / (self.squares[channel] / self.count + eps).sqrt()
+    }
+
+    /// Scale and shift of the norm.
+    fn affine(&self, (gamma, beta): &(Vec<f32>, Vec<f32>), eps: f64) -> (Vec<f32>, Vec<f32>) {
+        let scale = |c: usize| f64::from(gamma[c]) * self.inv_std(c, eps);
+        (0..self.mean.len())
+            .map(|c| {
+                let shift = f64::from(beta[c]) - self.mean[c] * scale(c);
+                (scale(c) as f32, shift as f32)
+            })
+            .unzip()
+    }
+
+    fn statistics(&self, eps: f64) -> Statistics {
+        let channels = 0..self.mean.len();
+        Statistics {
+            mean: self.mean.clone(),
+            var: self.squares.iter().map(|s| s / self.count).collect(),
+            inv_std: channels.map(|c| self.inv_std(c, eps)).collect(),
+        }
+    }
+}
+
+/// Sums over the batch of the gradient g and of g z, z being the normalised value.
+#[derive(Clone, Debug)]
+struct NormSums {
+    g: Vec<f64>,
+    gz: Vec<f64>,
+}
+
+impl NormSums {
+    fn zeros(channels: usize) -> Self {
+        Self {
+            g: vec![0.0; channels],
+            gz: vec![0.0; channels],
+        }
+    }
+
+    /// Of all groups, in their order.
+    fn joined(parts: impl Iterator<Item = Self>) -> Option<Self> {
+        parts.reduce(|mut a, b| {
+            a.g.iter_mut().zip(&b.g).for_each(|(a, b)| *a += b);
+            a.gz.iter_mut().zip(&b.gz).for_each(|(a, b)| *a += b);
+            a
+        })
+    }
+
+    /// Of gamma and beta.
+    fn grads(&self) -> [Option<Vec<f32>>; 2] {
+        let narrow = |values: &[f64]| Some(values.iter().map(|&v| v as f32).collect());
+        [narrow(&self.gz), narrow(&self.g)]
+    }
+}
+
+/// `f` of every item: in parallel if there are several.
+fn each<T: Send, R: Send>(
+    items: impl Iterator<Item = T>,
+    f: impl Fn(T) -> R + Sync + Send,
+) -> Vec<R> {
+    let items: Vec<T> = items.collect();
+    match items.len() {
+        1 => items.into_iter().map(f).collect(),
+        _ => items.into_par_iter().map(f).collect(),
+    }
+}
+
 /// What the backward pass of a group left.
 struct Done {
     grads: Vec<Option<Buffer>>,
     sums: Vec<Sums>,
+}
+
+impl Done {
+    fn new(network: &Network) -> Self {
+        let mut grads = Vec::new();
+        grads.resize_with(network.planes.len(), || None);
+        Self {
+            grads,
+            sums: vec![Sums::default(); network.nodes.len()],
+        }
+    }
 }
 
 /// A group's share of a convolution's gradients.
@@ -1058,10 +1406,10 @@ fn shapes(image: [usize; 3], steps: &[Step]) -> Result<Vec<[usize; 3]>> {
             }
             Op::Linear { outputs: 0 } => return Err(refuse("outputs must be at least 1")),
             Op::Linear { outputs } => [outputs, 1, 1],
-            Op::Norm { eps } if !(eps > 0.0 && eps.is_finite()) => {
+            Op::Norm { eps } | Op::BatchNorm { eps } if !(eps > 0.0 && eps.is_finite()) => {
                 return Err(refuse("eps must be a positive number"));
             }
-            Op::Norm { .. } | Op::Relu => [c, h, w],
+            Op::Norm { .. } | Op::BatchNorm { .. } | Op::Relu => [c, h, w],
             Op::GlobalAvgPool => [c, 1, 1],
             Op::Add { other } => {
                 if shapes.get(other) != Some(&[c, h, w]) {
@@ -1133,6 +1481,7 @@ mod tests {
         step(op, input)
     }
 
+    const BATCH_NORM: Op = Op::BatchNorm { eps: 1e-3 };
     const NORM: Op = Op::Norm { eps: 1e-3 };
 
     /// Image shape and steps.
@@ -1209,6 +1558,28 @@ mod tests {
                 ],
             ),
         ];
+        // Residual blocks in training mode.
+        networks.push((
+            [3, 12, 12],
+            vec![
+                step(BATCH_NORM, 0),
+                conv(8, 3, 1, 1, 1),
+                step(BATCH_NORM, 2),
+                step(Op::Relu, 3),
+                conv(8, 3, 1, 1, 4),
+                step(BATCH_NORM, 5),
+                step(Op::Add { other: 4 }, 6),
+                step(Op::Relu, 7),
+                conv(16, 3, 2, 1, 8),
+                step(BATCH_NORM, 9),
+                conv(16, 1, 2, 0, 8),
+                step(BATCH_NORM, 11),
+                step(Op::Add { other: 12 }, 10),
+                step(Op::Relu, 13),
+                step(Op::GlobalAvgPool, 14),
+                step(Op::Linear { outputs: 10 }, 15),
+            ],
+        ));
         if norms {
             // Residual blocks, one with a stride and a projection.
             networks.push((
@@ -1258,13 +1629,19 @@ mod tests {
                     outputs, kernel, ..
                 } => {
                     let fan = c * kernel.0 * kernel.1;
-                    let bias = (i % 2 == 0).then(|| small(seed + 1, outputs, 4));
+                    // Before a norm over the batch a bias has no effect, and its gradient is noise.
+                    let normed = matches!(steps.get(i + 1), Some(s) if s.op == BATCH_NORM);
+                    let bias = (i % 2 == 0 && !normed).then(|| small(seed + 1, outputs, 4));
                     [Some(small(seed, outputs * fan, fan)), bias, None, None]
                 }
                 Op::Linear { outputs } => {
                     let fan = c * h * w;
                     let bias = Some(small(seed + 1, outputs, 4));
                     [Some(small(seed, outputs * fan, fan)), bias, None, None]
+                }
+                Op::BatchNorm { .. } => {
+                    let [gamma, beta] = [seed, seed + 1].map(|s| Some(small(s, c, 1)));
+                    [gamma, beta, None, None]
                 }
                 Op::Norm { .. } => {
                     let var = data::<f32>(seed + 3, c)
@@ -1337,6 +1714,11 @@ mod tests {
             }
             _ => panic!("no pool"),
         };
+        let batch_norm = |i: usize, eps: f64, s: &Step, x: &[f64]| {
+            let norm = BatchNorm::new(full(s.input), eps).unwrap();
+            let statistics = norm.statistics(x).unwrap();
+            (norm, statistics, of(i, 0).unwrap(), of(i, 1).unwrap())
+        };
         let norm = |i: usize, eps: f64, s: &Step| {
             let statistics =
                 Statistics::fixed(&of(i, 2).unwrap(), &of(i, 3).unwrap(), eps).unwrap();
@@ -1364,6 +1746,10 @@ mod tests {
                 Op::Norm { eps } => {
                     let (norm, statistics) = norm(i, eps, s);
                     let (g, b) = (of(i, 0).unwrap(), of(i, 1).unwrap());
+                    norm.forward(input, &g, &b, &statistics, &mut out).unwrap();
+                }
+                Op::BatchNorm { eps } => {
+                    let (norm, statistics, g, b) = batch_norm(i, eps, s, input);
                     norm.forward(input, &g, &b, &statistics, &mut out).unwrap();
                 }
                 Op::Relu => crate::relu(input, &mut out).unwrap(),
@@ -1427,6 +1813,17 @@ mod tests {
                     norm.eval_grad(x, &g, &of(i, 0).unwrap(), &statistics, grads)
                         .unwrap();
                 }
+                Op::BatchNorm { eps } => {
+                    let (norm, statistics, gamma, _) = batch_norm(i, eps, s, x);
+                    let (mut gg, mut gb) = (vec![0.0; gamma.len()], vec![0.0; gamma.len()]);
+                    let grads = BatchNormGrads {
+                        x: Some(&mut gx[..]),
+                        gamma: Some(&mut gg[..]),
+                        beta: Some(&mut gb[..]),
+                    };
+                    norm.train_grad(x, &g, &gamma, &statistics, grads).unwrap();
+                    result[i] = [Some(gg), Some(gb)];
+                }
                 Op::Relu => crate::relu_grad(x, &g, &mut gx).unwrap(),
                 Op::Add { other } => {
                     gx.copy_from_slice(&g);
@@ -1459,7 +1856,9 @@ mod tests {
     /// Result, gradient by the images, gradients by the parameters.
     fn run(network: &Network, parameters: &[Owned], x: &[f32], grad: &[f32]) -> Vec<Vec<f32>> {
         let prepared = network.prepare(&borrowed(parameters), true).unwrap();
-        let (out, trace) = network.forward(&prepared, x, true).unwrap();
+        let Output {
+            values: out, trace, ..
+        } = network.forward(&prepared, x, true).unwrap();
         let want = everything(network, true);
         let grads = network
             .backward(&prepared, &trace.unwrap(), grad, &want)
@@ -1486,6 +1885,10 @@ mod tests {
             let parameters = parameters(image, &steps);
             let network = Network::new(image, &steps).unwrap();
             for n in [1, 5, 16, 19, 35] {
+                if n == 1 && steps.iter().any(|s| s.op == BATCH_NORM) {
+                    // One image: a value at the edge of a ReLU decides in either precision.
+                    continue;
+                }
                 let [x, grad] = inputs(&network, n);
                 let expected = reference((&image, &steps), &parameters, &x, &grad);
                 // Twice: the second time on used buffers.
@@ -1505,7 +1908,9 @@ mod tests {
                     }
                 }
                 let prepared = network.prepare(&borrowed(&parameters), false).unwrap();
-                let (out, trace) = network.forward(&prepared, &x, false).unwrap();
+                let Output {
+                    values: out, trace, ..
+                } = network.forward(&prepared, &x, false).unwrap();
                 assert!(trace.is_none());
                 assert_same_bits(&out, &run(&network, &parameters, &x, &grad)[0]);
             }
@@ -1536,6 +1941,9 @@ mod tests {
             let network = Network::new(image, &steps).unwrap();
             let [x, grad] = inputs(&network, 40);
             same_for_threads(|| run(&network, &parameters, &x, &grad).concat());
+            if steps.iter().any(|s| matches!(s.op, Op::BatchNorm { .. })) {
+                continue;
+            }
             let all = run(&network, &parameters, &x, &grad);
             for (first, count) in [(0, 1), (3, 17), (39, 1)] {
                 let cut = |v: &[f32]| v[first * v.len() / 40..][..count * v.len() / 40].to_vec();
@@ -1554,7 +1962,7 @@ mod tests {
         let [x, grad] = inputs(&network, 3);
         let prepared = network.prepare(&borrowed(&parameters), true).unwrap();
         let gradients = |want: &Want| {
-            let trace = network.forward(&prepared, &x, true).unwrap().1.unwrap();
+            let trace = network.forward(&prepared, &x, true).unwrap().trace.unwrap();
             network.backward(&prepared, &trace, &grad, want).unwrap()
         };
         let all = gradients(&everything(&network, true));
