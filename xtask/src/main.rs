@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod new;
 mod reproduce;
 mod root;
@@ -27,6 +28,8 @@ struct Options {
 enum Task {
     /// Computes the papers' tables and figures and reports them beside the printed numbers.
     Reproduce(Box<reproduce::Options>),
+    /// Times work on networks, beside PyTorch if there is one.
+    Bench(bench::Options),
     /// Rewrites docs/results from the stored measurements.
     Report {
         /// smoke, desk or paper.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let root = Root::of_this_workspace();
     let done = match Options::parse().command {
         Task::Reproduce(options) => reproduce::run(&root, &options),
+        Task::Bench(options) => bench::run(&root, &options),
         Task::Report { scale } => write_results(&root, scale),
         Task::Datasets { arguments } => datasets(&root, &arguments),
         Task::Tidy => tidy::run(&root),

@@ -3,9 +3,11 @@
 mod advertorch;
 mod atda_cnn;
 mod lenet;
+mod resnet;
 mod spec;
 
 pub use advertorch::advertorch_lenet;
 pub use atda_cnn::atda_cnn;
 pub use lenet::lenet;
+pub use resnet::{resnet_v1, resnet18};
 pub use spec::Spec;

@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use theriac::Result;
 use theriac_nn::{Layers, Network, VarBuilder};
 
-use crate::{advertorch_lenet, atda_cnn, lenet};
+use crate::{advertorch_lenet, atda_cnn, lenet, resnet_v1, resnet18};
 
-/// A network as it stands in TOML: `{ kind = "lenet" }`.
+/// A network as it stands in TOML: `{ kind = "lenet" }`,
+/// `{ kind = "resnet-v1", depth = 20, classes = 10 }`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -17,6 +18,25 @@ pub enum Spec {
     Lenet,
     /// [`advertorch_lenet`].
     AdvertorchLenet,
+    /// [`resnet_v1`].
+    ResnetV1 {
+        /// Layers, 6 n + 2.
+        depth: usize,
+        /// Factor of the widths.
+        #[serde(default = "one")]
+        widen: usize,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`resnet18`].
+    Resnet18 {
+        /// Number of classes.
+        classes: usize,
+    },
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Spec {
@@ -29,6 +49,12 @@ impl Spec {
             Self::AtdaCnn => atda_cnn(layers, vb),
             Self::Lenet => lenet(layers, vb),
             Self::AdvertorchLenet => advertorch_lenet(layers, vb),
+            Self::ResnetV1 {
+                depth,
+                widen,
+                classes,
+            } => resnet_v1(layers, vb, depth, widen, classes),
+            Self::Resnet18 { classes } => resnet18(layers, vb, classes),
         }
     }
 }
