@@ -1890,20 +1890,24 @@ mod tests {
                     continue;
                 }
                 let [x, grad] = inputs(&network, n);
+                // Norms over the batch take most of a gradient away; its rounding stays.
+                let trained = steps.iter().any(|s| s.op == BATCH_NORM);
+                let tolerance = if trained { 1e-4 } else { 3e-6 };
                 let expected = reference((&image, &steps), &parameters, &x, &grad);
                 // Twice: the second time on used buffers.
                 for _ in 0..2 {
                     let actual = run(&network, &parameters, &x, &grad);
                     let case = (image, steps.len(), n);
                     assert_close(&actual[0], &expected.out, 3e-6, &case);
-                    assert_close(&actual[1], &expected.images, 3e-6, &case);
+                    assert_close(&actual[1], &expected.images, tolerance, &case);
                     if !network.has_parameter_gradients() {
                         continue;
                     }
+                    let given = parameters.iter().flat_map(|owned| &owned[..2]);
                     let pairs = actual[2..].iter().zip(expected.parameters.as_flattened());
-                    for (actual, expected) in pairs {
-                        if let (false, Some(expected)) = (actual.is_empty(), expected) {
-                            assert_close(actual, expected, 3e-6, &case);
+                    for ((actual, expected), given) in pairs.zip(given) {
+                        if let (Some(expected), Some(_)) = (expected, given) {
+                            assert_close(actual, expected, tolerance, &case);
                         }
                     }
                 }
