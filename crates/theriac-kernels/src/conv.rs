@@ -1,4 +1,4 @@
-use crate::error::{Result, check_len, geometry};
+use crate::error::{Result, check_len, elements, geometry};
 use crate::gemm::{Strides, gemm};
 use crate::parallel::{CHUNK, collect, split, sum};
 use crate::real::{Real, with_scratch};
@@ -47,7 +47,8 @@ impl Conv {
     ///
     /// If a dimension, the stride, the dilation or the number of groups is 0, if stride, padding or
     /// dilation exceeds 65536, if the groups do not divide the channels or disagree with the weight,
-    /// or if the kernel does not fit in the padded image.
+    /// if the kernel does not fit in the padded image, or if an array would be larger than any
+    /// memory.
     pub fn new(
         x: [usize; 4],
         weight: [usize; 4],
@@ -59,31 +60,31 @@ impl Conv {
         let ([n, c_in, h, w], [c_out, c_group, kh, kw]) = (x, weight);
         if x.contains(&0) {
             return Err(geometry(
-                "the input's shape",
+                "conv2d: the input's shape",
                 format!("{x:?}"),
                 "pass a batch of at least one non-empty image",
             ));
         }
         if weight.contains(&0) {
             return Err(geometry(
-                "the weight's shape",
+                "conv2d: the weight's shape",
                 format!("{weight:?}"),
                 "every dimension must be at least 1",
             ));
         }
         for (what, value) in [
-            ("stride", stride),
-            ("dilation", dilation),
-            ("groups", groups),
+            ("conv2d: stride", stride),
+            ("conv2d: dilation", dilation),
+            ("conv2d: groups", groups),
         ] {
             if value == 0 {
                 return Err(geometry(what, value, "it must be at least 1"));
             }
         }
         for (what, value) in [
-            ("stride", stride),
-            ("padding", padding),
-            ("dilation", dilation),
+            ("conv2d: stride", stride),
+            ("conv2d: padding", padding),
+            ("conv2d: dilation", dilation),
         ] {
             if value > MAX_STEP {
                 return Err(geometry(
@@ -95,7 +96,7 @@ impl Conv {
         }
         if c_in % groups != 0 || c_out % groups != 0 || c_in / groups != c_group {
             return Err(geometry(
-                "the weight's shape",
+                "conv2d: the weight's shape",
                 format!("{weight:?}"),
                 format!(
                     "{groups} group(s) of {c_in} input channels need (C_out, {c_in} / {groups}, \
@@ -103,19 +104,20 @@ impl Conv {
                 ),
             ));
         }
-        let span = (dilation * (kh - 1) + 1, dilation * (kw - 1) + 1);
-        if span.0 > h + 2 * padding || span.1 > w + 2 * padding {
+        elements("conv2d: the input's shape", &x)?;
+        elements("conv2d: the weight's shape", &weight)?;
+        // Far from overflow, now that the shapes are bounded; the product is not.
+        let padded = (h + 2 * padding, w + 2 * padding);
+        let span = |kernel: usize| dilation.saturating_mul(kernel - 1).saturating_add(1);
+        let span = (span(kh), span(kw));
+        if span.0 > padded.0 || span.1 > padded.1 {
             return Err(geometry(
-                "the kernel's extent",
+                "conv2d: the kernel's extent",
                 format!("{span:?}"),
-                format!(
-                    "it must fit in the padded image, ({}, {})",
-                    h + 2 * padding,
-                    w + 2 * padding
-                ),
+                format!("it must fit in the padded image, {padded:?}"),
             ));
         }
-        Ok(Self {
+        let conv = Self {
             n,
             c_in,
             h,
@@ -126,7 +128,17 @@ impl Conv {
             padding,
             dilation,
             groups,
-        })
+        };
+        let (oh, ow) = conv.out_hw();
+        elements("conv2d: the output's shape", &conv.out_shape())?;
+        // Bounds of what a chunk needs beside the arrays: its padded copy, its columns.
+        let padded = [CHUNK, c_in, padded.0 + stride, padded.1 + stride];
+        elements("conv2d: the padded input's shape", &padded)?;
+        elements(
+            "conv2d: the columns' shape",
+            &[CHUNK, conv.taps(), oh, ow + LANES],
+        )?;
+        Ok(conv)
     }
 
     /// Height and width of the output.

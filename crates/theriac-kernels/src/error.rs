@@ -48,6 +48,22 @@ pub(crate) fn check_len<T>(what: &'static str, slice: &[T], expected: usize) -> 
     })
 }
 
+/// Number of elements of a shape, if a slice of `f64` can have so many.
+pub(crate) fn elements(what: &'static str, shape: &[usize]) -> Result<usize> {
+    const MOST: usize = isize::MAX as usize / size_of::<f64>();
+    shape
+        .iter()
+        .try_fold(1usize, |product, &size| product.checked_mul(size))
+        .filter(|&product| product <= MOST)
+        .ok_or_else(|| {
+            geometry(
+                what,
+                format!("{shape:?}"),
+                "no memory holds so many elements",
+            )
+        })
+}
+
 /// Refuses a geometry, naming the value and the fix.
 pub(crate) fn geometry(what: &'static str, got: impl ToString, fix: impl ToString) -> Error {
     Error::Geometry {

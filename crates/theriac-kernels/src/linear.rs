@@ -1,4 +1,4 @@
-use crate::error::{Result, check_len, geometry};
+use crate::error::{Result, check_len, elements, geometry};
 use crate::gemm::{Strides, gemm};
 use crate::parallel::{CHUNK, split};
 use crate::real::{Real, with_scratch};
@@ -11,6 +11,9 @@ fn check_dims(rows: usize, inputs: usize, outputs: usize) -> Result<()> {
             "each must be at least 1",
         ));
     }
+    elements("linear: the input's shape", &[rows, inputs])?;
+    elements("linear: the weight's shape", &[outputs, inputs])?;
+    elements("linear: the output's shape", &[rows, outputs])?;
     Ok(())
 }
 
@@ -21,7 +24,7 @@ fn check_dims(rows: usize, inputs: usize, outputs: usize) -> Result<()> {
 ///
 /// # Errors
 ///
-/// If a dimension is 0 or a slice has the wrong length.
+/// If a dimension is 0, an array would be larger than any memory, or a slice has the wrong length.
 pub fn linear<T: Real>(
     (rows, inputs, outputs): (usize, usize, usize),
     x: &[T],
@@ -73,7 +76,7 @@ fn transpose_rows<T: Real>(x: &[T], inputs: usize, x_t: &mut [T]) {
 ///
 /// # Errors
 ///
-/// If a dimension is 0 or a slice has the wrong length.
+/// If a dimension is 0, an array would be larger than any memory, or a slice has the wrong length.
 pub fn linear_input_grad<T: Real>(
     (rows, inputs, outputs): (usize, usize, usize),
     grad_out: &[T],
@@ -117,7 +120,7 @@ pub fn linear_input_grad<T: Real>(
 ///
 /// # Errors
 ///
-/// If a dimension is 0 or a slice has the wrong length.
+/// If a dimension is 0, an array would be larger than any memory, or a slice has the wrong length.
 pub fn linear_weight_grad<T: Real>(
     (rows, inputs, outputs): (usize, usize, usize),
     x: &[T],
@@ -144,7 +147,7 @@ pub fn linear_weight_grad<T: Real>(
 ///
 /// # Errors
 ///
-/// If a dimension is 0 or a slice has the wrong length.
+/// If a dimension is 0, an array would be larger than any memory, or a slice has the wrong length.
 pub fn linear_bias_grad<T: Real>(
     rows: usize,
     outputs: usize,

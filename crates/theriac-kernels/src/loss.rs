@@ -1,16 +1,22 @@
 use crate::Real;
-use crate::error::{Error, Result, check_len, geometry};
+use crate::error::{Error, Result, check_len, elements, geometry};
 use crate::parallel::{CHUNK, split};
 
-fn check_classes(classes: usize) -> Result<()> {
+/// Length of the logits.
+fn check_shape(samples: usize, classes: usize) -> Result<usize> {
     if classes == 0 {
         return Err(geometry(
-            "the number of classes",
-            0,
-            "it must be at least 1",
+            "cross_entropy: the logits' shape",
+            format!("[{samples}, 0]"),
+            "pass at least one class",
         ));
     }
-    Ok(())
+    // Tasks have CHUNK * CHUNK samples, however few there are.
+    elements(
+        "cross_entropy: the logits' shape",
+        &[samples.max(CHUNK * CHUNK), classes],
+    )?;
+    Ok(samples * classes)
 }
 
 fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
@@ -50,8 +56,8 @@ pub fn cross_entropy<T: Real>(
     labels: &[u32],
     out: &mut [T],
 ) -> Result<()> {
-    check_classes(classes)?;
-    check_len("cross_entropy: logits", logits, labels.len() * classes)?;
+    let len = check_shape(labels.len(), classes)?;
+    check_len("cross_entropy: logits", logits, len)?;
     check_len("cross_entropy: out", out, labels.len())?;
     check_labels(labels, classes)?;
     split(out, CHUNK * CHUNK, |block, out| {
@@ -79,8 +85,8 @@ pub fn cross_entropy_grad<T: Real>(
     grad_out: &[T],
     grad: &mut [T],
 ) -> Result<()> {
-    check_classes(classes)?;
-    check_len("cross_entropy_grad: logits", logits, labels.len() * classes)?;
+    let len = check_shape(labels.len(), classes)?;
+    check_len("cross_entropy_grad: logits", logits, len)?;
     check_len("cross_entropy_grad: grad_out", grad_out, labels.len())?;
     check_len("cross_entropy_grad: grad", grad, logits.len())?;
     check_labels(labels, classes)?;
@@ -104,8 +110,8 @@ pub fn cross_entropy_soft<T: Real>(
     probabilities: &[T],
     out: &mut [T],
 ) -> Result<()> {
-    check_classes(classes)?;
-    check_len("cross_entropy_soft: logits", logits, out.len() * classes)?;
+    let len = check_shape(out.len(), classes)?;
+    check_len("cross_entropy_soft: logits", logits, len)?;
     check_len(
         "cross_entropy_soft: probabilities",
         probabilities,
@@ -141,12 +147,8 @@ pub fn cross_entropy_soft_grad<T: Real>(
     grad_out: &[T],
     grad: &mut [T],
 ) -> Result<()> {
-    check_classes(classes)?;
-    check_len(
-        "cross_entropy_soft_grad: logits",
-        logits,
-        grad_out.len() * classes,
-    )?;
+    let len = check_shape(grad_out.len(), classes)?;
+    check_len("cross_entropy_soft_grad: logits", logits, len)?;
     check_len(
         "cross_entropy_soft_grad: probabilities",
         probabilities,

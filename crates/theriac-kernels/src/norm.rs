@@ -1,5 +1,5 @@
 use crate::Real;
-use crate::error::{Result, check_len, geometry};
+use crate::error::{Result, check_len, elements, geometry};
 use crate::parallel::{CHUNK, collect, split, sum, sum2};
 
 /// Geometry and epsilon of batch normalisation of x (N, C, H, W), per channel:
@@ -67,19 +67,25 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// If a dimension is 0 or `eps` is not a positive number.
+    /// If a dimension is 0, the array would be larger than any memory, or `eps` is not a positive
+    /// number.
     pub fn new(x: [usize; 4], eps: f64) -> Result<Self> {
         let [n, c, h, w] = x;
         if x.contains(&0) {
             return Err(geometry(
-                "the input's shape",
+                "batch_norm: the input's shape",
                 format!("{x:?}"),
                 "pass a batch of at least one non-empty image",
             ));
         }
         if !(eps > 0.0 && eps.is_finite()) {
-            return Err(geometry("eps", eps, "it must be a positive number"));
+            return Err(geometry(
+                "batch_norm: eps",
+                eps,
+                "it must be a positive number",
+            ));
         }
+        elements("batch_norm: the input's shape", &x)?;
         Ok(Self {
             n,
             c,

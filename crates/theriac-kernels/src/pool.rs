@@ -1,6 +1,6 @@
 use crate::Real;
 use crate::conv::MAX_STEP;
-use crate::error::{Result, check_len, geometry};
+use crate::error::{Result, check_len, elements, geometry};
 use crate::parallel::{CHUNK, split};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -23,55 +23,54 @@ impl Pool {
     /// # Errors
     ///
     /// If a dimension, the kernel or the stride is 0, if the padding is more than half the kernel
-    /// (a window could then lie in the padding alone), or if the window does not fit in the padded
-    /// image.
+    /// (a window could then lie in the padding alone), if the window does not fit in the padded
+    /// image, or if the image has 2^32 pixels or an array would be larger than any memory.
     pub fn new(x: [usize; 4], kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let [n, c, h, w] = x;
         if x.contains(&0) {
             return Err(geometry(
-                "the input's shape",
+                "pooling: the input's shape",
                 format!("{x:?}"),
                 "pass a batch of at least one non-empty image",
             ));
         }
-        for (what, value) in [("kernel", kernel), ("stride", stride)] {
+        for (what, value) in [("pooling: kernel", kernel), ("pooling: stride", stride)] {
             if value == 0 {
                 return Err(geometry(what, value, "it must be at least 1"));
             }
         }
         if stride > MAX_STEP {
             return Err(geometry(
-                "stride",
+                "pooling: stride",
                 stride,
                 format!("it must be at most {MAX_STEP}"),
             ));
         }
         if padding > kernel / 2 {
             return Err(geometry(
-                "padding",
+                "pooling: padding",
                 padding,
                 format!("use at most {}", kernel / 2),
             ));
         }
-        if kernel > h + 2 * padding || kernel > w + 2 * padding {
+        elements("pooling: the input's shape", &x)?;
+        // The padding is at most half the kernel, so that doubling it cannot overflow.
+        let padded = (h.checked_add(2 * padding), w.checked_add(2 * padding));
+        if padded.0.is_none_or(|h| kernel > h) || padded.1.is_none_or(|w| kernel > w) {
             return Err(geometry(
-                "kernel",
+                "pooling: kernel",
                 kernel,
-                format!(
-                    "it must fit in the padded image, ({}, {})",
-                    h + 2 * padding,
-                    w + 2 * padding
-                ),
+                format!("it must fit in ({h}, {w}) with {padding} on each side"),
             ));
         }
         if u32::try_from(h * w).is_err() {
             return Err(geometry(
-                "the image",
+                "pooling: the image",
                 format!("({h}, {w})"),
                 "use fewer than 2^32 pixels",
             ));
         }
-        Ok(Self {
+        let pool = Self {
             n,
             c,
             h,
@@ -79,7 +78,9 @@ impl Pool {
             kernel,
             stride,
             padding,
-        })
+        };
+        elements("pooling: the output's shape", &pool.out_shape())?;
+        Ok(pool)
     }
 
     /// Height and width of the output; windows that do not fit are dropped.
@@ -294,7 +295,7 @@ fn divisor(
     columns: &Range<usize>,
 ) -> f64 {
     if count_include_pad {
-        (pool.kernel * pool.kernel) as f64
+        (pool.kernel as f64).powi(2)
     } else {
         (rows.len() * columns.len()) as f64
     }
