@@ -12,7 +12,9 @@
 //!
 //! Later stages begin with stride 2. Where a block changes the shape, the shortcut of v1 takes every
 //! second pixel and appends channels of zeros ("option A"), that of ResNet-18 is a 1x1 convolution
-//! with a norm ("option B"). Inputs in [0, 1]; normalise them in front of the network.
+//! with a norm ("option B"). Convolutions of v1 start as in He et al. 2015, by fan out; all else
+//! as in PyTorch. These are the choices of fb.resnet.torch and of pytorch-cifar. Inputs in [0, 1];
+//! normalise them in front of the network.
 
 use candle_core::{DType, Tensor};
 use theriac::{Pass, Result};
@@ -25,7 +27,8 @@ use theriac_ops::{ConvConfig, conv2d};
 /// `.norm1`, `.conv2`, `.norm2`, `fc`.
 ///
 /// # Errors
-/// When `depth` is not 6 n + 2, or a parameter exists with another shape.
+/// When `depth` is not 6 n + 2 with n > 0, `widen` or `classes` is 0, or a parameter exists with
+/// another shape.
 pub fn resnet_v1(
     layers: &dyn Layers,
     vb: VarBuilder,
@@ -40,6 +43,7 @@ pub fn resnet_v1(
             remedy: "use 6 n + 2: 20, 32, 44, 56, 110",
         });
     }
+    positive("widen", widen)?;
     let widths = [16, 32, 64].map(|width| width * widen);
     Residual::new(layers, classes, Init::He).build(vb, &widths, (depth - 2) / 6, false)
 }
@@ -48,9 +52,21 @@ pub fn resnet_v1(
 /// [`resnet_v1`], and `.shortcut.conv`, `.shortcut.norm`.
 ///
 /// # Errors
-/// When a parameter exists with another shape.
+/// When `classes` is 0, or a parameter exists with another shape.
 pub fn resnet18(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
     Residual::new(layers, classes, Init::Torch).build(vb, &[64, 128, 256, 512], 2, true)
+}
+
+fn positive(name: &'static str, value: usize) -> Result<()> {
+    if value == 0 {
+        let (value, remedy) = (value.to_string(), "use at least 1");
+        return Err(theriac::Error::Setting {
+            name,
+            value,
+            remedy,
+        });
+    }
+    Ok(())
 }
 
 struct Residual<'a> {
@@ -84,6 +100,7 @@ impl<'a> Residual<'a> {
         blocks: usize,
         projection: bool,
     ) -> Result<Network> {
+        positive("classes", self.classes)?;
         let mut shape = Shape {
             channels: widths[0],
             side: 32,
@@ -101,7 +118,7 @@ impl<'a> Residual<'a> {
         }
         let h = self.net.global_avg_pool(h);
         let h = self.net.flatten(h);
-        let fc = Linear::new(shape.channels, self.classes).init(self.init);
+        let fc = Linear::new(shape.channels, self.classes);
         let fc = self.layers.linear(&fc, vb.pp("fc"))?;
         self.net.layer(h, fc);
         Ok(self.net)
@@ -207,5 +224,226 @@ impl Layer for Subsample {
         };
         let parameters = [Some(self.identity.clone()), None, None, None];
         Ok((self.identity.dtype() == DType::F32).then(|| Form::stored(Some(op), parameters)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use theriac::{Classifier, Labels, Mode, Pixels, Rng, Run};
+    use theriac_nn::{Params, Plain, Twin};
+
+    use super::*;
+
+    fn params(dtype: DType) -> Params {
+        Params::new(5, dtype, &Device::Cpu)
+    }
+
+    fn images(n: usize, side: usize, dtype: DType) -> Result<Pixels> {
+        let values = Rng::new(3).uniform("x", 0, n * 3 * side * side);
+        let x = Tensor::from_vec(values, (n, 3, side, side), &Device::Cpu)?;
+        Pixels::new(x.to_dtype(dtype)?.affine(0.9, 0.05)?)
+    }
+
+    fn values(t: &Tensor) -> Result<Vec<f32>> {
+        Ok(t.flatten_all()?.to_vec1()?)
+    }
+
+    /// Table 6 of the paper: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M. In full, by hand, with
+    /// n = (depth - 2) / 6: stem 464; stages 2 n 2,336, 4,672 + (2 n - 1) 9,280,
+    /// 18,560 + (2 n - 1) 36,992; last 650.
+    #[test]
+    fn resnet_v1_has_the_size_of_the_paper() -> Result<()> {
+        for (depth, count) in [
+            (20, 269_722),
+            (32, 464_154),
+            (44, 658_586),
+            (56, 853_018),
+            (110, 1_727_962),
+        ] {
+            let params = params(DType::F32);
+            resnet_v1(&Plain, params.live(), depth, 1, 10)?;
+            assert_eq!(params.count(), count, "depth {depth}");
+        }
+        Ok(())
+    }
+
+    /// Layers in the paper's sense: convolutions and the fully connected one, without shortcuts.
+    #[test]
+    fn depth_counts_layers_with_weights() -> Result<()> {
+        let weighted = |params: &Params| {
+            let all = params.all().into_iter();
+            all.filter(|(path, var)| var.rank() > 1 && !path.contains("shortcut"))
+                .count()
+        };
+        let v1 = params(DType::F32);
+        resnet_v1(&Plain, v1.live(), 20, 1, 10)?;
+        assert_eq!(weighted(&v1), 20);
+        let of_18 = params(DType::F32);
+        resnet18(&Plain, of_18.live(), 10)?;
+        assert_eq!(weighted(&of_18), 18);
+        // The size that the public implementations print (kuangliu/pytorch-cifar).
+        assert_eq!(of_18.count(), 11_173_962);
+        Ok(())
+    }
+
+    #[test]
+    fn parameters_keep_their_paths() -> Result<()> {
+        let norm = ["bias", "running_mean", "running_var", "weight"];
+        let conv_norm = |at: &str, number: &str| {
+            let mut paths = vec![format!("{at}.conv{number}.weight")];
+            paths.extend(norm.map(|leaf| format!("{at}.norm{number}.{leaf}")));
+            paths
+        };
+        let paths_of = |stages: usize, blocks: usize, projection: bool| {
+            let mut paths = vec!["fc.bias".to_owned(), "fc.weight".to_owned()];
+            paths.extend(conv_norm("stem", ""));
+            for stage in 1..=stages {
+                for block in 0..blocks {
+                    let at = format!("stage{stage}.{block}");
+                    paths.extend(conv_norm(&at, "1"));
+                    paths.extend(conv_norm(&at, "2"));
+                    if projection && stage > 1 && block == 0 {
+                        paths.extend(conv_norm(&format!("{at}.shortcut"), ""));
+                    }
+                }
+            }
+            paths.sort();
+            paths
+        };
+        let paths = |params: &Params| -> Vec<String> {
+            params.all().into_iter().map(|(path, _)| path).collect()
+        };
+        let v1 = params(DType::F32);
+        resnet_v1(&Plain, v1.live(), 14, 2, 3)?;
+        assert_eq!(paths(&v1), paths_of(3, 2, false));
+        let of_18 = params(DType::F32);
+        resnet18(&Plain, of_18.live(), 3)?;
+        assert_eq!(paths(&of_18), paths_of(4, 2, true));
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_is_no_residual_network() {
+        let refused = |depth, widen, classes| {
+            let made = resnet_v1(&Plain, params(DType::F32).live(), depth, widen, classes);
+            made.err().map(|error| error.to_string()).unwrap()
+        };
+        for depth in [0, 1, 2, 7, 18, 21] {
+            let text = refused(depth, 1, 10);
+            assert!(text.contains("depth") && text.contains("6 n + 2"), "{text}");
+        }
+        assert!(refused(8, 0, 10).contains("widen"));
+        assert!(refused(8, 1, 0).contains("classes"));
+        assert!(resnet18(&Plain, params(DType::F32).live(), 0).is_err());
+    }
+
+    #[test]
+    fn logits_are_one_a_class() -> Result<()> {
+        let run = Run::new(0, &Device::Cpu);
+        let x = images(2, 32, DType::F32)?;
+        for mode in [Mode::Eval, Mode::Train] {
+            let pass = Pass {
+                mode,
+                ..run.eval(&[0, 1])
+            };
+            for (depth, widen, classes) in [(8, 1, 7), (14, 2, 10)] {
+                let net = resnet_v1(&Plain, params(DType::F32).live(), depth, widen, classes)?;
+                assert_eq!(net.logits(&x, &pass)?.dims(), [2, classes]);
+            }
+            let net = resnet18(&Plain, params(DType::F32).live(), 100)?;
+            assert_eq!(net.logits(&x, &pass)?.dims(), [2, 100]);
+        }
+        // Whole blocks to their last pixel: 2 x 2 in the last stage of v1.
+        let (net, x) = (
+            resnet_v1(&Plain, params(DType::F32).live(), 8, 1, 10)?,
+            images(2, 6, DType::F32)?,
+        );
+        assert_eq!(net.logits(&x, &run.eval(&[0, 1]))?.dims(), [2, 10]);
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_agree_with_differences() -> Result<()> {
+        let labels = Labels::new(&[1, 7, 3], 10, &Device::Cpu)?;
+        let twins = [
+            (
+                Twin::build(&params(DType::F64), |vb| resnet_v1(&Plain, vb, 8, 1, 10))?,
+                8,
+            ),
+            (
+                Twin::build(&params(DType::F64), |vb| resnet18(&Plain, vb, 10))?,
+                4,
+            ),
+        ];
+        for (twin, side) in twins {
+            let x = images(3, side, DType::F64)?;
+            theriac::contract::classifier(&twin.live, &x, &labels)?;
+            theriac::contract::classifier(&twin.frozen, &x, &labels)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_shortcut_takes_every_second_pixel_and_appends_zeros() -> Result<()> {
+        let params = params(DType::F32);
+        let shortcut = Subsample::new(3, 5, 2, &params.live())?;
+        let mut net = Network::new(2);
+        net.layer(net.image(), Box::new(shortcut));
+        let run = Run::new(0, &Device::Cpu);
+        for side in [6, 7] {
+            let x = images(2, side, DType::F32)?;
+            let half = side.div_ceil(2);
+            let every = Tensor::new(
+                (0..half as u32).map(|i| 2 * i).collect::<Vec<_>>(),
+                &Device::Cpu,
+            )?;
+            let kept = x
+                .tensor()
+                .index_select(&every, 2)?
+                .index_select(&every, 3)?;
+            let zeros = Tensor::zeros((2, 2, half, half), DType::F32, &Device::Cpu)?;
+            let expected = values(&Tensor::cat(&[&kept, &zeros], 1)?)?;
+            let pass = run.eval(&[0, 1]);
+            assert_eq!(values(&net.forward(x.tensor(), &pass)?)?, expected);
+            assert_eq!(values(&net.step_by_step(x.tensor(), &pass)?)?, expected);
+        }
+        Ok(())
+    }
+
+    /// Without their branches (gamma 0) all blocks hand on the stem, at every fourth pixel.
+    #[test]
+    fn blocks_without_branches_are_the_identity() -> Result<()> {
+        let params = params(DType::F32);
+        let net = resnet_v1(&Plain, params.frozen(), 14, 1, 10)?;
+        for (path, var) in params.all() {
+            if path.ends_with("norm2.weight") {
+                var.set(&var.zeros_like()?)?;
+            }
+        }
+        let x = images(2, 32, DType::F32)?;
+        let conv = Conv::new(3, 16, 3).padding(1).no_bias();
+        let mut stem = Network::new(16);
+        let h = stem.layer(
+            stem.image(),
+            Plain.conv(&conv, params.frozen().pp("stem.conv"))?,
+        );
+        let h = stem.layer(h, Plain.norm(16, params.frozen().pp("stem.norm"))?);
+        stem.relu(h);
+        let run = Run::new(0, &Device::Cpu);
+        let pass = run.eval(&[0, 1]);
+        let h = stem.forward(x.tensor(), &pass)?;
+        let every = Tensor::new((0..8u32).map(|i| 4 * i).collect::<Vec<_>>(), &Device::Cpu)?;
+        let h = h.index_select(&every, 2)?.index_select(&every, 3)?;
+        let features = h.mean((2, 3))?.pad_with_zeros(1, 0, 48)?;
+        let get = |path: &str| params.all().into_iter().find(|(p, _)| p == path).unwrap().1;
+        let expected = features
+            .matmul(&get("fc.weight").t()?)?
+            .broadcast_add(get("fc.bias").as_tensor())?;
+        let (actual, expected) = (values(&net.logits(&x, &pass)?)?, values(&expected)?);
+        for (a, e) in actual.iter().zip(&expected) {
+            assert!((a - e).abs() < 1e-5, "{a} against {e}");
+        }
+        Ok(())
     }
 }

@@ -68,6 +68,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn text_and_back() {
+        let v1 = |depth, widen, classes| Spec::ResnetV1 {
+            depth,
+            widen,
+            classes,
+        };
+        for (text, spec) in [
+            ("kind = \"atda-cnn\"", Spec::AtdaCnn),
+            ("kind = \"lenet\"", Spec::Lenet),
+            ("kind = \"advertorch-lenet\"", Spec::AdvertorchLenet),
+            (
+                "kind = \"resnet-v1\"\ndepth = 20\nclasses = 10",
+                v1(20, 1, 10),
+            ),
+            (
+                "kind = \"resnet-v1\"\ndepth = 32\nwiden = 4\nclasses = 100",
+                v1(32, 4, 100),
+            ),
+            (
+                "kind = \"resnet18\"\nclasses = 10",
+                Spec::Resnet18 { classes: 10 },
+            ),
+        ] {
+            assert_eq!(toml::from_str::<Spec>(text).unwrap(), spec);
+            let written = toml::to_string(&spec).unwrap();
+            assert_eq!(toml::from_str::<Spec>(&written).unwrap(), spec, "{written}");
+        }
+        for wrong in [
+            "kind = \"resnet-v1\"\ndepth = 20",
+            "kind = \"resnet-v1\"\ndepth = 20\nclasses = 10\nwidth = 2",
+            "kind = \"resnet18\"",
+            "kind = \"resnet-18\"\nclasses = 10",
+        ] {
+            assert!(toml::from_str::<Spec>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn networks_have_their_published_size_and_right_gradients() -> Result<()> {
         for (spec, count) in [
             (Spec::AtdaCnn, 166_406),
