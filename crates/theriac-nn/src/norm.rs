@@ -113,3 +113,175 @@ impl Layer for BatchNorm {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use theriac::{Bank, Run};
+
+    use super::*;
+    use crate::{Conv, Layers, Network, Params, Plain};
+
+    const DTYPES: [DType; 2] = [DType::F32, DType::F64];
+
+    type Forward = fn(&Network, &Tensor, &Pass<'_>) -> Result<Tensor>;
+
+    /// In f32 as one operation with the convolution in front, and as an operation of its own.
+    const WAYS: [Forward; 2] = [Network::forward, Network::step_by_step];
+
+    /// A norm over two channels, gamma (2, 3) and beta (1, -1), behind a convolution that is the
+    /// identity.
+    fn network(dtype: DType, frozen: bool) -> Result<(Params, Network)> {
+        let params = Params::new(0, dtype, &Device::Cpu);
+        let vb = match frozen {
+            true => params.frozen(),
+            false => params.live(),
+        };
+        let mut net = Network::new(2);
+        let conv = Conv::new(2, 2, 1).no_bias();
+        let h = net.layer(net.image(), Plain.conv(&conv, vb.pp("conv"))?);
+        net.layer(h, Plain.norm(2, vb.pp("norm"))?);
+        set(&params, "conv.weight", &[1.0, 0.0, 0.0, 1.0])?;
+        set(&params, "norm.weight", &[2.0, 3.0])?;
+        set(&params, "norm.bias", &[1.0, -1.0])?;
+        Ok((params, net))
+    }
+
+    fn set(params: &Params, path: &str, to: &[f64]) -> Result<()> {
+        let (_, var) = params.all().into_iter().find(|(p, _)| p == path).unwrap();
+        let to = Tensor::new(to, &Device::Cpu)?.to_dtype(var.dtype())?;
+        Ok(var.set(&to.reshape(var.shape())?)?)
+    }
+
+    /// Running mean and variance.
+    fn statistics(params: &Params) -> Result<Vec<f64>> {
+        let all = params.all().into_iter();
+        let running = all.filter(|(path, _)| path.contains("running"));
+        let each = running
+            .map(|(_, var)| values(&var))
+            .collect::<Result<Vec<_>>>();
+        Ok(each?.concat())
+    }
+
+    fn values(t: &Tensor) -> Result<Vec<f64>> {
+        Ok(t.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+    }
+
+    /// Two images of 1 x 2: 0, 1, 2, 3 in one channel, 4, 4, 8, 8 in the other.
+    fn images(dtype: DType) -> Result<Tensor> {
+        let values = [0f64, 1.0, 4.0, 4.0, 2.0, 3.0, 8.0, 8.0];
+        Ok(Tensor::from_slice(&values, (2, 2, 1, 2), &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    fn assert_close(actual: &[f64], expected: &[f64]) {
+        assert_eq!(actual.len(), expected.len());
+        for (a, e) in actual.iter().zip(expected) {
+            assert!((a - e).abs() < 2e-6, "{actual:?} against {expected:?}");
+        }
+    }
+
+    /// The equations of `torch.nn.BatchNorm2d`: the biased variance normalises, the unbiased one
+    /// moves the running average, momentum 0.1.
+    #[test]
+    fn training_normalises_by_the_batch_and_moves_the_running_statistics() -> Result<()> {
+        // Mean 1.5 and 6, biased variance 5 / 4 and 4, unbiased 5 / 3 and 16 / 3.
+        let z = [[-1.5, -0.5, 0.5, 1.5].map(|d| d / 1.25001f64.sqrt()), {
+            let z = 2.0 / 4.00001f64.sqrt();
+            [-z, -z, z, z]
+        }];
+        let at = |c: usize, i: usize| [2.0, 3.0][c] * z[c][i] + [1.0, -1.0][c];
+        let expected = [
+            (0, 0),
+            (0, 1),
+            (1, 0),
+            (1, 1),
+            (0, 2),
+            (0, 3),
+            (1, 2),
+            (1, 3),
+        ];
+        let expected = expected.map(|(c, i)| at(c, i));
+        let once = |kept: f64, batch: f64| 0.9 * kept + 0.1 * batch;
+        for (dtype, forward, frozen) in DTYPES
+            .into_iter()
+            .flat_map(|dtype| WAYS.map(|way| (dtype, way)))
+            .flat_map(|(dtype, way)| [true, false].map(|frozen| (dtype, way, frozen)))
+        {
+            let (params, net) = network(dtype, frozen)?;
+            let (x, run) = (images(dtype)?, Run::new(0, &Device::Cpu));
+            let mut running = [0.0, 0.0, 1.0, 1.0];
+            for _ in 0..3 {
+                let y = forward(&net, &x, &run.train(&[0, 1]))?;
+                assert_close(&values(&y)?, &expected);
+                let batch = [1.5, 6.0, 5.0 / 3.0, 16.0 / 3.0];
+                running = std::array::from_fn(|i| once(running[i], batch[i]));
+                assert_close(&statistics(&params)?, &running);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn evaluation_normalises_by_the_running_statistics_and_leaves_them() -> Result<()> {
+        for (dtype, forward) in DTYPES
+            .into_iter()
+            .flat_map(|dtype| WAYS.map(|way| (dtype, way)))
+        {
+            let (params, net) = network(dtype, false)?;
+            set(&params, "norm.running_mean", &[0.5, -2.0])?;
+            set(&params, "norm.running_var", &[4.0, 0.25])?;
+            let before = statistics(&params)?;
+            let (x, run) = (images(dtype)?, Run::new(0, &Device::Cpu));
+            let first = |x: f64| 2.0 * (x - 0.5) / 4.00001f64.sqrt() + 1.0;
+            let second = |x: f64| 3.0 * (x + 2.0) / 0.25001f64.sqrt() - 1.0;
+            let mut expected = values(&x)?;
+            for image in expected.chunks_exact_mut(4) {
+                image[..2].iter_mut().for_each(|x| *x = first(*x));
+                image[2..].iter_mut().for_each(|x| *x = second(*x));
+            }
+            // Within 2e-6 of values up to 60: relative here.
+            let y = values(&forward(&net, &x, &run.train(&[0, 1]).eval())?)?;
+            let relative: Vec<f64> = y.iter().zip(&expected).map(|(y, e)| y / e).collect();
+            assert_close(&relative, &[1.0; 8]);
+            assert_eq!(statistics(&params)?, before);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn one_value_a_channel_has_no_variance() -> Result<()> {
+        for (dtype, forward) in DTYPES
+            .into_iter()
+            .flat_map(|dtype| WAYS.map(|way| (dtype, way)))
+        {
+            let (params, net) = network(dtype, false)?;
+            let before = statistics(&params)?;
+            let x = Tensor::ones((1, 2, 1, 1), dtype, &Device::Cpu)?;
+            let run = Run::new(0, &Device::Cpu);
+            let text = forward(&net, &x, &run.train(&[0])).unwrap_err().to_string();
+            assert!(text.contains("channel") && text.contains("norm"), "{text}");
+            assert_eq!(statistics(&params)?, before);
+            // Two images, or evaluation, have one.
+            forward(&net, &x, &run.eval(&[0]))?;
+            forward(&net, &Tensor::cat(&[&x, &x], 0)?, &run.train(&[0, 1]))?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn another_bank_is_refused() -> Result<()> {
+        for forward in WAYS {
+            let (_, net) = network(DType::F32, false)?;
+            let run = Run::new(0, &Device::Cpu);
+            let pass = Pass {
+                bank: Bank(1),
+                ..run.eval(&[0, 1])
+            };
+            let text = forward(&net, &images(DType::F32)?, &pass)
+                .unwrap_err()
+                .to_string();
+            assert!(text.contains("bank"), "{text}");
+        }
+        Ok(())
+    }
+}
