@@ -7,10 +7,10 @@ use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, MiFgsm, Pgd, Restarts, bim};
 use theriac_epochwise::{EpochWise, Reading};
 use theriac_nn::{Network, Twin};
-use theriac_train::{Clean, LabelSource, Objective};
+use theriac_train::{Clean, LabelSource, Objective, mixture};
 
 use crate::golden_models::fresh;
-use crate::support::{eps, fashion, linf, network, snapshot, train, whole};
+use crate::support::{cifar, eps, fashion, halved, linf, network, resnet, snapshot, train, whole};
 
 const EPS: f64 = 0.2;
 
@@ -50,6 +50,50 @@ fn bim_adversarial_training_learns() -> Result<()> {
         clean_weight: 0.5,
         label: LabelSource::True,
     })
+}
+
+/// Madry et al. 2018 in small, on a network with batch norm.
+fn pgd_adv() -> AdversarialTraining<Pgd> {
+    let attack = Pgd::new(linf(8.0 / 255.0), eps(2.0 / 255.0), 3);
+    AdversarialTraining {
+        attack,
+        clean_weight: 0.0,
+        label: LabelSource::True,
+    }
+}
+
+#[test]
+fn pgd_adversarial_training_learns_with_batch_norm() -> Result<()> {
+    let history = train(&resnet(8, 1)?, &mut pgd_adv(), &cifar(64), 4)?;
+    let losses: Vec<f64> = history.iter().map(|epoch| epoch.loss).collect();
+    assert!(losses[3] < losses[0], "{losses:?}");
+    // Three steps of PGD and the update.
+    assert!(history.iter().all(|epoch| epoch.gradients == 4 * 64));
+    Ok(())
+}
+
+/// The running statistics of a training step are those of its one pass in training mode.
+#[test]
+fn crafting_inside_a_training_step_moves_no_statistics() -> Result<()> {
+    let batch = halved(whole(&cifar(20))?)?;
+    let run = Run::new(1, &Device::Cpu);
+    let pass = run.train(&batch.samples);
+    let (stepped, apart) = (resnet(8, 1)?, resnet(8, 1)?);
+    let before = snapshot(&apart.params)?;
+    pgd_adv().loss(&stepped, &batch, &pass)?;
+    let aim = Aim::Away(&batch.target);
+    let moved = craft(
+        &pgd_adv().attack,
+        &apart.frozen,
+        &batch.pixels,
+        aim,
+        &pass.eval(),
+    )?;
+    assert!(snapshot(&apart.params)? == before, "crafting moved them");
+    mixture(&apart, &batch, &moved, 0.0, &pass)?;
+    assert!(snapshot(&apart.params)? != before, "training did not");
+    assert!(snapshot(&stepped.params)? == snapshot(&apart.params)?);
+    Ok(())
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! No result depends on threads, batch size or order.
 
 use candle_core::Device;
-use theriac::{Aim, Attack, Batch, CHUNK, Labels, Result, Run, craft};
+use theriac::{Aim, Attack, Batch, CHUNK, Labels, Mode, Model, Pass, Result, Run, craft, gradient};
 use theriac_attacks::{MiFgsm, Pgd, Restarts};
 use theriac_epochwise::{EpochWise, Reading};
 use theriac_nn::{Network, Twin};
+use theriac_train::{Rule, Sgd};
 
-use crate::support::{bits, eps, fashion, linf, network, pick, snapshot, train, whole};
+use crate::support::{
+    bits, cifar, eps, fashion, halved, linf, network, pick, resnet, snapshot, train, whole,
+};
 
 const IMAGES: usize = 70;
 
@@ -106,6 +109,57 @@ fn adversarial_images_do_not_depend_on_the_order() -> Result<()> {
         for (image, &from) in mixed.chunks(each).zip(&order) {
             let at = from as usize * each;
             assert!(image == &straight[at..at + each], "image {from}");
+        }
+    }
+    Ok(())
+}
+
+/// The bits of the gradient of the loss by the pixels.
+fn pixel_gradient(net: &Network, batch: &Batch<Labels>, mode: Mode) -> Result<Vec<u64>> {
+    let run = Run::new(0, &Device::Cpu);
+    let pass = Pass {
+        mode,
+        ..run.eval(&batch.samples)
+    };
+    let (_, gradient) = gradient(&batch.pixels, &pass, |x| net.loss(x, &batch.target, &pass))?;
+    bits(&gradient)
+}
+
+#[test]
+fn norms_over_the_batch_do_not_depend_on_threads() -> Result<()> {
+    let batch = halved(whole(&cifar(40))?)?;
+    let stepped = || -> Result<_> {
+        let twin = resnet(8, 1)?;
+        let (run, variables) = (Run::new(0, &Device::Cpu), twin.params.trainable());
+        let mut sgd = Sgd::momentum(0.9);
+        for _ in 0..2 {
+            let pass = run.train(&batch.samples);
+            let losses = twin.live.loss(&batch.pixels, &batch.target, &pass)?;
+            sgd.step(&variables, &losses.mean_all()?.backward()?, 0.1)?;
+        }
+        let gradient = pixel_gradient(&twin.frozen, &batch, Mode::Train)?;
+        Ok((snapshot(&twin.params)?, gradient))
+    };
+    let one = on_threads(1, stepped)?;
+    for threads in [2, 3] {
+        assert!(on_threads(threads, stepped)? == one, "{threads} threads");
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_do_not_depend_on_the_batch_size() -> Result<()> {
+    let (twin, batch) = (resnet(8, 1)?, halved(whole(&cifar(40))?)?);
+    // Running statistics that are not the initial ones.
+    pixel_gradient(&twin.frozen, &batch, Mode::Train)?;
+    let indices: Vec<u32> = (0..40).collect();
+    for net in [&twin.frozen, &twin.live] {
+        let together = pixel_gradient(net, &batch, Mode::Eval)?;
+        for size in [1, 7, 16, 25] {
+            let parts = indices.chunks(size);
+            let parts = parts.map(|part| pixel_gradient(net, &pick(&batch, part)?, Mode::Eval));
+            let parts = parts.collect::<Result<Vec<_>>>()?.concat();
+            assert!(parts == together, "batches of {size}");
         }
     }
     Ok(())

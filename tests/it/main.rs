@@ -13,4 +13,5 @@ mod golden_attacks;
 mod golden_gradients;
 mod golden_models;
 mod layers;
+mod networks;
 mod resume;

@@ -6,19 +6,39 @@ use std::sync::LazyLock;
 use candle_core::{DType, Device, Tensor};
 use theriac::{Batch, Budget, Classifier, Eps, Labels, Pixels, Result, Rng, Run};
 use theriac_data::{Dataset, Images, Loader, Order, Partial};
-use theriac_models::atda_cnn;
+use theriac_models::{atda_cnn, resnet_v1};
 use theriac_nn::{Network, Params, Plain, Twin};
+use theriac_ops::{PoolConfig, avg_pool2d};
 use theriac_train::{Adam, Epoch, Group, Objective, Outcome, Plan, Schedule, fit};
 
-static FASHION: LazyLock<Images> = LazyLock::new(|| {
-    let sample = theriac_datasets::embedded("fashion-mnist").unwrap();
+static FASHION: LazyLock<Images> = LazyLock::new(|| embedded("fashion-mnist"));
+static CIFAR: LazyLock<Images> = LazyLock::new(|| embedded("cifar10"));
+
+fn embedded(name: &str) -> Images {
+    let sample = theriac_datasets::embedded(name).unwrap();
     let (shape, classes, split) = (sample.shape, sample.classes, sample.train);
-    Images::new("fashion-mnist", split.images, split.labels, shape, classes).unwrap()
-});
+    Images::new(name, split.images, split.labels, shape, classes).unwrap()
+}
 
 /// The first `n` embedded Fashion-MNIST training images; ids are positions.
 pub(crate) fn fashion(n: usize) -> Images {
     FASHION.take(n).unwrap()
+}
+
+/// The first `n` embedded CIFAR-10 training images; ids are positions.
+pub(crate) fn cifar(n: usize) -> Images {
+    CIFAR.take(n).unwrap()
+}
+
+/// The same images in half the resolution, at a quarter of the work.
+pub(crate) fn halved(batch: Batch<Labels>) -> Result<Batch<Labels>> {
+    let window = PoolConfig {
+        kernel: 2,
+        stride: 2,
+        padding: 0,
+    };
+    let pixels = Pixels::new(avg_pool2d(batch.pixels.tensor(), window, true)?)?;
+    Ok(Batch { pixels, ..batch })
 }
 
 /// All images of a data set in one batch.
@@ -46,6 +66,12 @@ pub(crate) fn pick(batch: &Batch<Labels>, indices: &[u32]) -> Result<Batch<Label
 pub(crate) fn network(seed: u64) -> Result<Twin<Network>> {
     let params = Params::new(seed, DType::F32, &Device::Cpu);
     Twin::build(&params, |vb| atda_cnn(&Plain, vb))
+}
+
+/// An untrained residual network in f32: [`resnet_v1`] for 10 classes.
+pub(crate) fn resnet(depth: usize, seed: u64) -> Result<Twin<Network>> {
+    let params = Params::new(seed, DType::F32, &Device::Cpu);
+    Twin::build(&params, |vb| resnet_v1(&Plain, vb, depth, 1, 10))
 }
 
 /// Trains with Adam at 0.001 on shuffled batches of 32.
