@@ -67,18 +67,21 @@ enum What {
     Process,
 }
 
-/// Times work on networks, beside PyTorch if there is one.
+/// Times the kernels, and work on networks, beside PyTorch if there is one.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// A Python with PyTorch (and torchattacks for its row).
+    /// A Python with PyTorch and torchattacks.
     #[arg(long, value_name = "PYTHON")]
     against_pytorch: Option<PathBuf>,
-    /// Only workloads whose name contains this.
+    /// Only work on networks whose title contains this, and no kernels.
     #[arg(long)]
     only: Option<String>,
     /// Rounds after the first, which is not counted.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// After this many seconds of a workload, no more than three rounds.
+    #[arg(long, default_value_t = 120.0)]
+    seconds: f64,
     /// Threads of each side.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -86,31 +89,41 @@ pub(crate) struct Options {
 
 pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
     let program = build(root)?;
-    let mut rows = vec![
-        [
-            "workload",
-            "ours",
-            "PyTorch",
-            "ours / PyTorch",
-            "channels last",
-            "torchattacks",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
+    if options.only.is_none() {
+        kernels(root, options)?;
+    }
+    let heads = [
+        "workload",
+        "rounds",
+        "ours",
+        "PyTorch",
+        "ours / PyTorch",
+        "ours / channels last",
+        "ours / torchattacks",
     ];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for (name, what, title) in WORKLOADS {
-        if options
-            .only
-            .as_ref()
-            .is_some_and(|only| !name.contains(only.as_str()))
-        {
-            continue;
+        let only = options.only.as_deref().unwrap_or_default();
+        if title.contains(only) {
+            eprintln!("{title}");
+            rows.push(row(root, options, &program, name, what, title)?);
         }
-        eprintln!("{title} ..");
-        rows.push(row(root, options, &program, name, what, title)?);
     }
     println!("{}", aligned(&rows));
     Ok(ExitCode::SUCCESS)
+}
+
+fn kernels(root: &Root, options: &Options) -> Result<()> {
+    let status = root::cargo()
+        .current_dir(root.path(""))
+        .args(["bench", "--workspace", "--bench", "kernels", "--"])
+        .args(["--threads", &options.threads.to_string()])
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("the benchmark of the kernels failed");
+    }
+    Ok(())
 }
 
 fn row(
@@ -123,49 +136,36 @@ fn row(
 ) -> Result<Vec<String>> {
     let file = root.path("target").join(format!("pace-{name}.safetensors"));
     let threads = options.threads.to_string();
-    let ours = || {
-        let mut command = Command::new(program);
-        command.args([name, &threads]).arg(&file);
-        command
-    };
-    let theirs = |variant: &str| {
-        options.against_pytorch.as_ref().map(|python| {
-            let mut command = Command::new(python);
-            command
-                .arg(root.path("tests/benches/pace.py"))
-                .args([name, &threads]);
-            command.arg(&file).args(variant.split_whitespace());
-            command
-        })
-    };
-    let mut cells = vec![title.to_owned()];
-    let mut variants = vec!["", "channels_last"];
+    let mut ours = Command::new(program);
+    ours.args([name, &threads]).arg(&file);
+    let mut sides = vec![ours];
+    let mut variants = vec![None, Some("channels_last")];
     if name == "lenet-pgd" {
-        variants.push("torchattacks");
+        variants.push(Some("torchattacks"));
     }
-    if what == What::Process {
-        variants.truncate(1);
-    }
-    let mut shown = false;
     for variant in variants {
-        let Some(theirs) = theirs(variant) else {
-            let (ours, _) = alternate(&ours, None, what, options.rounds)?;
-            cells.push(text(median(ours), what));
-            return Ok(cells);
-        };
-        let theirs = || {
-            let mut command = Command::new(theirs.get_program());
-            command.args(theirs.get_args());
-            command
-        };
-        let (ours, theirs) = alternate(&ours, Some(&theirs), what, options.rounds)?;
-        let ratios = ours.iter().zip(&theirs).map(|(a, b)| a / b).collect();
-        if !shown {
-            cells.push(text(median(ours), what));
-            cells.push(text(median(theirs), what));
-            shown = true;
+        if let Some(python) = &options.against_pytorch {
+            let mut theirs = Command::new(python);
+            theirs
+                .arg(root.path("tests/benches/pace.py"))
+                .args([name, &threads])
+                .arg(&file)
+                .args(variant);
+            sides.push(theirs);
         }
-        cells.push(format!("{:.2}", median(ratios)));
+    }
+    let measured = match what {
+        What::Process => processes(&mut sides, options)?,
+        _ => alternate(&mut sides, what, options)?,
+    };
+    let rounds = measured.first().map_or(0, Vec::len);
+    let mut cells = vec![title.to_owned(), rounds.to_string()];
+    for values in measured.iter().take(2) {
+        cells.push(text(median(values.clone()), what));
+    }
+    for theirs in measured.iter().skip(1) {
+        let ratios = measured[0].iter().zip(theirs).map(|(a, b)| a / b);
+        cells.push(format!("{:.2}", median(ratios.collect())));
     }
     Ok(cells)
 }
@@ -202,7 +202,7 @@ struct Told {
 }
 
 impl Side {
-    fn start(mut command: Command) -> Result<Self> {
+    fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -255,64 +255,73 @@ impl Side {
     }
 }
 
-/// Rounds of both sides in turn: what each measured.
-fn alternate(
-    ours: &dyn Fn() -> Command,
-    theirs: Option<&dyn Fn() -> Command>,
-    what: What,
-    rounds: usize,
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let mut values = (Vec::new(), Vec::new());
-    if what == What::Process {
-        for _ in 0..rounds {
-            for (command, values) in [(Some(ours), &mut values.0), (theirs, &mut values.1)] {
-                let Some(command) = command else { continue };
-                let started = Instant::now();
-                let mut side = Side::start(command())?;
-                side.round()?;
-                values.push(started.elapsed().as_secs_f64());
-                side.end()?;
-            }
+/// Whether another round is due after `done` of them.
+fn more(done: usize, started: Instant, options: &Options) -> bool {
+    let least = if started.elapsed().as_secs_f64() < options.seconds {
+        options.rounds
+    } else {
+        options.rounds.min(3)
+    };
+    done < least
+}
+
+/// Seconds from the start of each process to its result.
+fn processes(commands: &mut [Command], options: &Options) -> Result<Vec<Vec<f64>>> {
+    let mut values = vec![Vec::new(); commands.len()];
+    let started = Instant::now();
+    while more(values[0].len(), started, options) {
+        for (command, values) in commands.iter_mut().zip(&mut values) {
+            let started = Instant::now();
+            let mut side = Side::start(command)?;
+            side.round()?;
+            values.push(started.elapsed().as_secs_f64());
+            side.end()?;
         }
-        return Ok(values);
     }
-    // Ours first: it writes the weights that the other side reads.
-    let mut sides = vec![Side::start(ours())?];
-    if let Some(theirs) = theirs {
-        sides.push(Side::start(theirs())?);
-    }
-    for round in 0..=rounds {
+    Ok(values)
+}
+
+/// Rounds of all sides in turn: what each measured.
+fn alternate(commands: &mut [Command], what: What, options: &Options) -> Result<Vec<Vec<f64>>> {
+    // Ours first: it writes the weights that the others read.
+    let mut sides = commands
+        .iter_mut()
+        .map(Side::start)
+        .collect::<Result<Vec<_>>>()?;
+    let mut values = vec![Vec::new(); sides.len()];
+    let mut warm = false;
+    let started = Instant::now();
+    while more(values[0].len(), started, options) {
         let told = sides
             .iter_mut()
             .map(Side::round)
             .collect::<Result<Vec<_>>>()?;
-        if let [ours, theirs] = &told[..] {
+        for theirs in &told {
             // Sign steps and training amplify rounding; the same work still ends close by.
-            let apart = (ours.loss - theirs.loss).abs() / theirs.loss.abs().max(1e-3);
-            if apart > 0.02 {
-                bail!(
-                    "losses disagree in round {round}: {} and {}",
-                    ours.loss,
-                    theirs.loss
-                );
+            let apart = (told[0].loss - theirs.loss).abs() / theirs.loss.abs().max(1e-3);
+            if apart.is_nan() || apart > 0.02 {
+                bail!("losses disagree: {} and {}", told[0].loss, theirs.loss);
             }
         }
-        if round == 0 {
-            continue;
-        }
-        let value = |told: &Told| match what {
+        let measured = told.iter().map(|told| match what {
             What::Memory => told.peak,
             _ => told.seconds,
-        };
-        values.0.push(value(&told[0]));
-        values.1.extend(told.get(1).map(value));
+        });
+        let measured: Vec<f64> = measured.collect();
+        eprintln!("  {measured:.3?}");
+        if warm {
+            for (values, measured) in values.iter_mut().zip(measured) {
+                values.push(measured);
+            }
+        }
+        warm = true;
     }
     sides.into_iter().try_for_each(Side::end)?;
     Ok(values)
 }
 
 fn build(root: &Root) -> Result<PathBuf> {
-    let status = Command::new(root::cargo())
+    let status = root::cargo()
         .current_dir(root.path(""))
         .args(["build", "--release", "--workspace", "--example", "pace"])
         .status()

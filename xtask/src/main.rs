@@ -8,7 +8,7 @@ mod reproduce;
 mod root;
 mod tidy;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -89,7 +89,7 @@ fn write_results(root: &Root, scale: Scale) -> Result<ExitCode> {
 }
 
 fn datasets(root: &Root, arguments: &[String]) -> Result<ExitCode> {
-    let mut cargo = Command::new(root::cargo());
+    let mut cargo = root::cargo();
     cargo
         .current_dir(root.path(""))
         .args(["run", "--quiet", "-p", "theriac-datasets"]);

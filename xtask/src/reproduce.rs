@@ -312,7 +312,7 @@ fn list(tables: &[&Table], store: &Store, options: &Options) -> Result<String> {
 /// `cargo test --workspace`.
 fn build(root: &Root, jobs: &[Job<'_>], options: &Options) -> Result<BTreeMap<String, PathBuf>> {
     let papers: BTreeSet<&str> = jobs.iter().map(|job| job.table.paper.as_str()).collect();
-    let mut cargo = Command::new(root::cargo());
+    let mut cargo = root::cargo();
     cargo
         .current_dir(root.path(""))
         .args(["build", "--workspace"]);

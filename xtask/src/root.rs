@@ -1,9 +1,9 @@
 //! Where things are in the workspace.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use theriac_tables::Table;
@@ -66,6 +66,16 @@ pub(crate) fn papers(tables: &[Table]) -> BTreeSet<&str> {
 }
 
 /// The cargo that runs this program, so that its children use the same toolchain.
-pub(crate) fn cargo() -> OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+///
+/// Without what cargo tells this program about its own package: some build scripts watch those
+/// variables and would run again, with all that depends on them.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
