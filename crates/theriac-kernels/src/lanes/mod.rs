@@ -8,6 +8,7 @@
 
 mod conv;
 pub mod network;
+pub(crate) mod peak;
 mod plane;
 mod pool;
 mod products;
