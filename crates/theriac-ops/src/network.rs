@@ -25,6 +25,7 @@ pub type Parameters = [Option<Tensor>; 4];
 #[derive(Debug)]
 pub struct Network {
     network: Arc<kernels::Network>,
+    image: [usize; 3],
     flat: bool,
     id: u64,
 }
@@ -117,6 +118,7 @@ impl Network {
         let network = kernels::Network::new(image, steps).map_err(candle_core::Error::wrap)?;
         Ok(Self {
             network: Arc::new(network),
+            image,
             flat,
             id: COUNT.fetch_add(1, Ordering::Relaxed),
         })
@@ -157,7 +159,8 @@ impl Network {
         )))
     }
 
-    /// The result for images (N, C, H, W), and the statistics of each norm over the batch.
+    /// The result for images (N, C, H, W), or (N, C H W), and the statistics of each norm over the
+    /// batch.
     ///
     /// `prepared` must come from the same parameters; gradients flow to those that are tracked.
     ///
@@ -170,7 +173,16 @@ impl Network {
         x: &Tensor,
         parameters: &[Parameters],
     ) -> Result<(Tensor, Vec<Option<Moments>>)> {
-        let n = x.dims().first().copied().unwrap_or(0);
+        let [c, h, w] = self.image;
+        let n = match *x.dims() {
+            [n, a, b, d] if n > 0 && [a, b, d] == self.image => n,
+            [n, pixels] if n > 0 && pixels == c * h * w => n,
+            _ => bail!(
+                "network: the images have shape {:?}; pass at least one of {:?}",
+                x.dims(),
+                self.image
+            ),
+        };
         let x = x.contiguous()?;
         let tracked = |t: &Option<Tensor>| t.as_ref().is_some_and(Tensor::track_op);
         let want = kernels::Want {

@@ -563,6 +563,28 @@ fn bad_input_is_an_error_that_says_what_to_do() {
             batch_norm_eval(&image, &vector, &vector, &vector, &vector, 0.0),
             "eps",
         ),
+        (max_pool2d(&narrow(0), POOL), "pooling: the input's shape"),
+        (avg_pool2d(&narrow(0), POOL, true), "[0, 1, 4, 4]"),
+        (
+            batch_norm_eval(&narrow(0), &vector, &vector, &vector, &vector, 1e-5),
+            "batch_norm: the input's shape is [0, 1, 4, 4]",
+        ),
+        (
+            cross_entropy(&narrow(0).flatten_from(1).unwrap(), &labels()),
+            "at least one sample",
+        ),
+        (
+            conv2d(
+                &image,
+                &data(1, &[1, 1, 2, 2]),
+                None,
+                ConvConfig {
+                    padding: usize::MAX,
+                    ..config
+                },
+            ),
+            "conv2d: padding is",
+        ),
     ];
     for (i, (result, part)) in errors.into_iter().enumerate() {
         let error = result.expect_err(part).to_string();
