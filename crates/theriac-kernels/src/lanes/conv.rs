@@ -1,7 +1,7 @@
 //! Convolution between planes.
 
 use super::LANES;
-use super::plane::Plane;
+use super::plane::{Plane, Shelf};
 use super::products::{Finish, Grid, Job, Packed, Pairs, correlations, products};
 use super::simd::Level;
 
@@ -95,7 +95,7 @@ impl Conv {
         (out_plane, out): (&Plane, &mut [f32]),
     ) {
         let job = Job {
-            weights,
+            weights: weights.all(),
             offsets,
             x,
             from: self.from(plane),
@@ -152,6 +152,7 @@ struct Phase {
 impl Backward {
     /// From weights (out channels, in channels, kernel), each output channel scaled.
     pub(crate) fn new(
+        shelf: &Shelf,
         conv: &Conv,
         x: &Plane,
         out: &Plane,
@@ -178,7 +179,7 @@ impl Backward {
                         }
                     }
                 }
-                let weights = Packed::new(x.channels, taps.len(), |c, to| {
+                let weights = Packed::new(shelf, x.channels, taps.len(), |c, to| {
                     for (to, &(o, tap)) in to.iter_mut().zip(&taps) {
                         let weight = weight[(o * x.channels + c) * kh * kw + tap];
                         *to = scale.map_or(weight, |scale| scale[o] * weight);
@@ -208,10 +209,17 @@ impl Backward {
         Self { phases }
     }
 
+    /// Gives the memory back.
+    pub(crate) fn give(self, shelf: &Shelf) {
+        for phase in self.phases {
+            phase.weights.give(shelf);
+        }
+    }
+
     pub(crate) fn run(&self, level: Level, grad: &[f32], finish: Finish<'_>, grad_x: &mut [f32]) {
         for phase in &self.phases {
             let job = Job {
-                weights: &phase.weights,
+                weights: phase.weights.all(),
                 offsets: &phase.offsets,
                 x: grad,
                 from: phase.from,

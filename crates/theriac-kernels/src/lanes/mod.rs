@@ -7,6 +7,8 @@
 //! image's result cannot depend on its neighbours.
 
 mod conv;
+mod dense;
+mod elementwise;
 pub mod network;
 pub(crate) mod peak;
 mod plane;

@@ -7,9 +7,13 @@ use rayon::prelude::*;
 
 use super::LANES;
 use super::conv::{Backward, Conv};
+use super::dense::{Dense, Pair, weight_grad};
+use super::elementwise::{
+    Slopes, channel_sums, combine, fold, gate, grad_sums, pointwise, squares, sums,
+};
 use super::plane::{Buffer, Plane, Shelf};
 use super::pool::Windows;
-use super::products::{Finish, Grid, Job, Packed, products};
+use super::products::{Finish, Packed};
 use super::simd::Level;
 use crate::Statistics;
 use crate::error::{Error, Result, check_len, geometry};
@@ -156,6 +160,20 @@ enum Kind {
 #[derive(Debug)]
 pub struct Prepared {
     nodes: Vec<Arranged>,
+    shelf: Arc<Shelf>,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        for node in self.nodes.drain(..) {
+            node.forward.give(&self.shelf);
+            match node.backward {
+                Some(Back::Conv(backward)) => backward.give(&self.shelf),
+                Some(Back::Linear(packed)) => packed.give(&self.shelf),
+                None => {}
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -239,7 +257,7 @@ impl Network {
             // The step can be done on the result of the node that feeds it alone.
             let alone = source > 0 && uses[*input] == 1 && !nodes[source - 1].relu;
             let sums = |source: usize, nodes: &[Node]| {
-                source > 0 && matches!(nodes[source - 1].kind, Kind::Conv(_) | Kind::Linear)
+                source > 0 && matches!(nodes[source - 1].kind, Kind::Conv(_))
             };
             let mut node = Node {
                 step,
@@ -398,15 +416,16 @@ impl Network {
                     check_len("network: bias", bias, out.channels)?;
                     arranged.bias = Some(bias.to_vec());
                 }
-                arranged.forward = Packed::new(out.channels, terms, |row, to| {
+                arranged.forward = Packed::new(&self.shelf, out.channels, terms, |row, to| {
                     to.copy_from_slice(&weight[row * terms..][..terms]);
                 });
                 if backward {
                     arranged.backward = Some(match node.kind {
                         Kind::Conv(conv) => {
-                            Back::Conv(Backward::new(&conv, &x, &out, weight, scale))
+                            let shelf = &self.shelf;
+                            Back::Conv(Backward::new(shelf, &conv, &x, &out, weight, scale))
                         }
-                        _ => Back::Linear(Packed::transposed(weight, terms, scale)),
+                        _ => Back::Linear(Packed::transposed(&self.shelf, weight, terms, scale)),
                     });
                 }
             }
@@ -414,6 +433,7 @@ impl Network {
         });
         Ok(Prepared {
             nodes: nodes.collect::<Result<_>>()?,
+            shelf: self.shelf.clone(),
         })
     }
 
@@ -465,28 +485,34 @@ impl Network {
             .map(|images| Group::new(images.len() / pixels, self.nodes.len()))
             .collect();
         let mut moments: Vec<Option<Moments>> = vec![None; self.nodes.len()];
-        // A norm over the batch waits for all groups; between two of them each group runs alone.
+        // A norm over the batch and a fully connected layer wait for all groups; between two of them
+        // each group runs alone.
         for stage in self.stages() {
             let next = stage.end;
+            if self.is_linear(stage.start) && !stage.is_empty() {
+                self.linear(stage.start, prepared, &mut groups);
+            }
             let parts = each(groups.iter_mut().enumerate(), |(i, group)| {
                 if stage.start == 0 {
                     let first = i * LANES * pixels;
                     self.begin(&images[first..][..group.images * pixels], group);
                 }
                 for k in stage.clone() {
-                    self.run(k, prepared, &moments, group);
+                    if !self.is_linear(k) {
+                        self.run(k, prepared, &moments, group);
+                    }
                     let spent = if keep { &[][..] } else { &self.spent[k] };
                     for &v in spent {
                         self.shelf.give(self.planes[v], group.values[v].take());
                     }
                 }
-                let input = self.nodes.get(next).map(|node| node.input);
-                input.map(|v| {
+                self.is_batch_norm(next).then(|| {
+                    let v = self.nodes[next].input;
                     let x = group.values[v].as_deref().unwrap_or_default();
-                    Moments::of(&self.planes[v], x, group.images)
+                    Moments::of(self.level, &self.planes[v], x, group.images)
                 })
             });
-            if next < self.nodes.len() {
+            if self.is_batch_norm(next) {
                 let whole = Moments::joined(parts.into_iter().flatten());
                 let values = whole.count;
                 if values < 2.0 {
@@ -502,7 +528,8 @@ impl Network {
         let last = self.last();
         let out_pixels = self.planes[last].pixels();
         let mut values = vec![0f32; count * out_pixels];
-        for (group, out) in groups.iter_mut().zip(values.chunks_mut(LANES * out_pixels)) {
+        let parts = values.chunks_mut(LANES * out_pixels);
+        each(groups.iter_mut().zip(parts), |(group, out)| {
             if let Some(value) = &group.values[last] {
                 self.planes[last].gather(value, out);
             }
@@ -510,7 +537,7 @@ impl Network {
                 self.shelf
                     .give(self.planes[last], group.values[last].take());
             }
-        }
+        });
         let mut statistics = vec![None; self.steps.len()];
         for (k, node) in self.nodes.iter().enumerate() {
             if let (Kind::BatchNorm(eps), Some(moments)) = (node.kind, &moments[k]) {
@@ -532,18 +559,14 @@ impl Network {
         })
     }
 
-    /// The nodes in stretches that start at norms over the batch.
+    /// The nodes in stretches that start at norms over the batch and at fully connected layers.
     fn stages(&self) -> Vec<Range<usize>> {
-        let norm = |k: &usize| matches!(self.nodes[*k].kind, Kind::BatchNorm(_));
+        let waits = |k: &usize| self.is_batch_norm(*k) || self.is_linear(*k);
         let mut cuts = vec![0];
-        cuts.extend((1..self.nodes.len()).filter(norm));
+        cuts.extend((1..self.nodes.len()).filter(waits));
         cuts.push(self.nodes.len());
         let mut stages: Vec<Range<usize>> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
-        if self
-            .nodes
-            .first()
-            .is_some_and(|node| matches!(node.kind, Kind::BatchNorm(_)))
-        {
+        if waits(&0) {
             // Nothing runs before it, but its input has to be there.
             stages.insert(0, 0..0);
         }
@@ -589,21 +612,47 @@ impl Network {
                     finish,
                     (&out_plane, &mut out),
                 ),
-                Kind::Linear => {
-                    let job = vector_job(&arranged.forward, &node.offsets, x, finish);
-                    products(self.level, &job, &mut out);
-                }
                 Kind::MaxPool(windows) => {
                     let winners = &mut group.winners[k];
-                    windows.max((&plane, x), (&out_plane, &mut out), winners);
+                    windows.max(self.level, (&plane, x), (&out_plane, &mut out), winners);
                 }
-                Kind::AvgPool(windows) => windows.mean((&plane, x), (&out_plane, &mut out)),
-                Kind::Pointwise | Kind::BatchNorm(_) => {
-                    pointwise(&out_plane, x, &finish, &mut out);
+                Kind::AvgPool(windows) => {
+                    windows.mean(self.level, (&plane, x), (&out_plane, &mut out));
+                }
+                // A fully connected layer runs on all groups at once.
+                Kind::Linear | Kind::Pointwise | Kind::BatchNorm(_) => {
+                    pointwise(self.level, &out_plane, x, &finish, &mut out);
                 }
             }
         }
         group.values[k + 1] = Some(out);
+    }
+
+    /// Computes the value of the fully connected node k in all groups.
+    fn linear(&self, k: usize, prepared: &Prepared, groups: &mut [Group]) {
+        let (node, arranged) = (&self.nodes[k], &prepared.nodes[k]);
+        let out_plane = self.planes[k + 1];
+        let dense = Dense {
+            level: self.level,
+            shelf: &self.shelf,
+            weights: &arranged.forward,
+            bias: arranged.bias.as_deref(),
+            relu: node.relu,
+            from: &node.offsets,
+            to: &out_plane.places().collect::<Vec<_>>(),
+            accumulate: false,
+        };
+        let inputs: Vec<&[f32]> = groups
+            .iter()
+            .map(|group| group.values[node.input].as_deref().unwrap_or_default())
+            .collect();
+        let mut results: Vec<Buffer> =
+            (groups.iter().map(|_| self.shelf.take(out_plane))).collect();
+        let mut slices: Vec<&mut [f32]> = results.iter_mut().map(|out| &mut out[..]).collect();
+        dense.run(&inputs, &mut slices);
+        for (group, result) in groups.iter_mut().zip(results) {
+            group.values[k + 1] = Some(result);
+        }
     }
 
     /// Gradients of a loss whose gradient by the result is `grad_out`, shape (N, output).
@@ -655,10 +704,15 @@ impl Network {
                 if let Some(sums) = norm {
                     self.norm_backward(stage.end, prepared, trace, sums, (group, done), &needs);
                 }
-                let first = self.is_batch_norm(stage.start);
                 for k in stage.clone().rev() {
-                    if first && k == stage.start {
+                    if self.is_batch_norm(k) {
                         return self.norm_sums(k, trace, (group, done), &needs);
+                    }
+                    if self.is_linear(k) {
+                        let grad = done.grads[k + 1].take();
+                        done.grads[k + 1] =
+                            grad.map(|grad| self.open(k, group, grad, &mut done.grads, &needs));
+                        return None;
                     }
                     self.node_done(k, prepared, group, done, want, &needs);
                 }
@@ -667,13 +721,16 @@ impl Network {
             if self.is_batch_norm(stage.start) && !stage.is_empty() {
                 products[stage.start] = NormSums::joined(sums.into_iter().flatten());
             }
+            if self.is_linear(stage.start) && !stage.is_empty() {
+                self.linear_backward(stage.start, prepared, &mut done, &needs);
+            }
         }
-        for (done, grad_x) in done.iter_mut().zip(parts) {
+        each(done.iter_mut().zip(parts), |(done, grad_x)| {
             if let Some(grad) = done.grads[0].take() {
                 self.planes[0].gather(&grad, grad_x);
                 self.shelf.give(self.planes[0], Some(grad));
             }
-        }
+        });
         let mut parameters: Vec<[Option<Vec<f32>>; 2]> = vec![[None, None]; self.steps.len()];
         for (k, node) in self.nodes.iter().enumerate() {
             if !want.parameters[node.step] {
@@ -713,6 +770,11 @@ impl Network {
         matches!(kind, Some(Kind::BatchNorm(_)))
     }
 
+    fn is_linear(&self, k: usize) -> bool {
+        let kind = self.nodes.get(k).map(|node| node.kind);
+        matches!(kind, Some(Kind::Linear))
+    }
+
     /// Places the gradient of the result.
     fn end(&self, grad_out: &[f32], done: &mut Done) {
         let last = self.last();
@@ -736,16 +798,8 @@ impl Network {
         };
         let grad = self.node_backward(k, prepared, group, grad, &mut done.grads, needs);
         let node = &self.nodes[k];
-        if want.parameters[node.step] {
-            match node.kind {
-                Kind::Conv(conv) => done.sums[k] = self.conv_sums(k, conv, group, &grad),
-                // Its product runs over all images at the end.
-                Kind::Linear => {
-                    done.grads[k + 1] = Some(grad);
-                    return;
-                }
-                _ => {}
-            }
+        if let (Kind::Conv(conv), true) = (node.kind, want.parameters[node.step]) {
+            done.sums[k] = self.conv_sums(k, conv, group, &grad);
         }
         self.shelf.give(self.planes[k + 1], Some(grad));
     }
@@ -764,18 +818,10 @@ impl Network {
         let x = group.values[node.input].as_deref().unwrap_or_default();
         let sums = trace.moments[k].as_ref().map(|moments| {
             let mut sums = NormSums::zeros(plane.channels);
-            for (c, line) in plane.lines() {
-                let mean = moments.mean[c] as f32;
-                let (mut g_lanes, mut gx_lanes) = ([0f32; LANES], [0f32; LANES]);
-                let pixels = grad[line.clone()].as_chunks::<LANES>().0;
-                for (g, x) in pixels.iter().zip(x[line].as_chunks::<LANES>().0) {
-                    for lane in 0..LANES {
-                        g_lanes[lane] += g[lane];
-                        gx_lanes[lane] += g[lane] * (x[lane] - mean);
-                    }
-                }
-                sums.g[c] += f64::from(fold(&g_lanes));
-                sums.gz[c] += f64::from(fold(&gx_lanes)) * moments.inv_std(c, node.eps());
+            let (g, gx) = (&mut sums.g, &mut sums.gz);
+            grad_sums(self.level, plane, x, &grad, &moments.mean, g, gx);
+            for (c, gz) in sums.gz.iter_mut().enumerate() {
+                *gz *= moments.inv_std(c, node.eps());
             }
             sums
         });
@@ -799,25 +845,20 @@ impl Network {
         if let ((Some(grad), Some(moments), Some((gamma, _))), true) = (parts, needs[node.input]) {
             let x = group.values[node.input].as_deref().unwrap_or_default();
             let (mut to, accumulate) = self.target(node.input, &mut done.grads);
-            for (c, line) in plane.lines() {
+            let mut slopes = Slopes::default();
+            for (c, gamma) in gamma.iter().enumerate() {
                 let inv_std = moments.inv_std(c, node.eps());
-                let scale = f64::from(gamma[c]) * inv_std;
-                let count = moments.count;
-                // As a g + b x + c0.
-                let slope = -scale * sums.gz[c] / count * inv_std;
-                let offset = -scale * sums.g[c] / count - slope * moments.mean[c];
-                let (scale, slope, offset) = (scale as f32, slope as f32, offset as f32);
-                let pixels = to[line.clone()].as_chunks_mut::<LANES>().0.iter_mut();
-                let grads = grad[line.clone()].as_chunks::<LANES>().0;
-                for ((to, g), x) in pixels.zip(grads).zip(x[line].as_chunks::<LANES>().0) {
-                    for lane in 0..LANES {
-                        // Lanes without image had no part in the sums.
-                        let value = scale * g[lane] + slope * x[lane] + offset;
-                        let value = if lane < group.images { value } else { 0.0 };
-                        to[lane] = if accumulate { to[lane] + value } else { value };
-                    }
-                }
+                let scale = f64::from(*gamma) * inv_std;
+                slopes.scale.push(scale as f32);
+                slopes.g_mean.push((sums.g[c] / moments.count) as f32);
+                let slope = -scale * sums.gz[c] / moments.count * inv_std;
+                slopes.slope.push(slope as f32);
+                slopes.x_mean.push(moments.mean[c] as f32);
             }
+            let images = group.images;
+            combine(
+                self.level, plane, x, grad, &slopes, images, accumulate, &mut to,
+            );
             done.grads[node.input] = Some(to);
         }
         self.shelf.give(*plane, grad);
@@ -852,14 +893,12 @@ impl Network {
             (Kind::Conv(_), Some(Back::Conv(backward))) => {
                 backward.run(self.level, &grad, finish, &mut to);
             }
-            (Kind::Linear, Some(Back::Linear(packed))) => {
-                self.linear_backward(packed, &plane, &grad, finish, &mut to);
-            }
             (Kind::MaxPool(windows), _) => {
-                windows.max_grad((&out_plane, &grad), &group.winners[k], (&plane, &mut to));
+                let winners = &group.winners[k];
+                windows.max_grad(self.level, (&out_plane, &grad), winners, (&plane, &mut to));
             }
             (Kind::AvgPool(windows), _) => {
-                windows.mean_grad((&out_plane, &grad), (&plane, &mut to));
+                windows.mean_grad(self.level, (&out_plane, &grad), (&plane, &mut to));
             }
             _ => {
                 let zeros = vec![0.0; plane.channels];
@@ -868,7 +907,7 @@ impl Network {
                     affine: affine.map(|(scale, _)| (&scale[..], &zeros[..])),
                     ..finish
                 };
-                pointwise(&plane, &grad, &finish, &mut to);
+                pointwise(self.level, &plane, &grad, &finish, &mut to);
             }
         }
         grads[node.input] = Some(to);
@@ -888,11 +927,7 @@ impl Network {
         if node.relu
             && let Some(value) = &group.values[k + 1]
         {
-            for (_, line) in out_plane.lines() {
-                for (g, &v) in grad[line.clone()].iter_mut().zip(&value[line]) {
-                    *g = if v > 0.0 { *g } else { 0.0 };
-                }
-            }
+            gate(self.level, &out_plane, value, &mut grad);
         }
         if let Some(residual) = node.residual
             && needs[residual]
@@ -902,7 +937,7 @@ impl Network {
                 accumulate,
                 ..Finish::default()
             };
-            pointwise(&out_plane, &grad, &finish, &mut to);
+            pointwise(self.level, &out_plane, &grad, &finish, &mut to);
             grads[residual] = Some(to);
         }
         grad
@@ -916,34 +951,35 @@ impl Network {
         }
     }
 
-    fn linear_backward(
-        &self,
-        packed: &Packed,
-        plane: &Plane,
-        grad: &[f32],
-        finish: Finish<'_>,
-        to: &mut [f32],
-    ) {
-        let offsets: Vec<usize> = (0..packed.terms()).map(|o| o * LANES).collect();
-        if plane.border == 0 {
-            let job = vector_job(packed, &offsets, grad, finish);
-            products(self.level, &job, to);
+    /// Hands the gradient of the fully connected node k on in all groups.
+    fn linear_backward(&self, k: usize, prepared: &Prepared, done: &mut [Done], needs: &[bool]) {
+        let (node, out_plane) = (&self.nodes[k], self.planes[k + 1]);
+        let (Some(Back::Linear(packed)), true) = (&prepared.nodes[k].backward, needs[node.input])
+        else {
             return;
-        }
-        // Places of the pixels are not evenly spaced within a border.
-        let dense = Plane {
-            border: 0,
-            ..*plane
         };
-        let mut buffer = self.shelf.take(dense);
-        let job = vector_job(packed, &offsets, grad, Finish::default());
-        products(self.level, &job, &mut buffer);
-        for ((_, from), (_, line)) in dense.lines().zip(plane.lines()) {
-            for (to, &g) in to[line].iter_mut().zip(&buffer[from]) {
-                *to = if finish.accumulate { *to + g } else { g };
-            }
+        let take = |done: &mut Done| self.target(node.input, &mut done.grads);
+        let (mut results, accumulate): (Vec<Buffer>, Vec<bool>) = done.iter_mut().map(take).unzip();
+        let dense = Dense {
+            level: self.level,
+            shelf: &self.shelf,
+            weights: packed,
+            bias: None,
+            relu: false,
+            from: &out_plane.places().collect::<Vec<_>>(),
+            to: &node.offsets,
+            // The same in all groups.
+            accumulate: accumulate.contains(&true),
+        };
+        let grads: Vec<&[f32]> = done
+            .iter()
+            .map(|done| done.grads[k + 1].as_deref().unwrap_or_default())
+            .collect();
+        let mut slices: Vec<&mut [f32]> = results.iter_mut().map(|out| &mut out[..]).collect();
+        dense.run(&grads, &mut slices);
+        for (done, result) in done.iter_mut().zip(results) {
+            done.grads[node.input] = Some(result);
         }
-        self.shelf.give(dense, Some(buffer));
     }
 
     fn conv_sums(&self, k: usize, conv: Conv, group: &Group, grad: &Buffer) -> Sums {
@@ -969,80 +1005,22 @@ impl Network {
         self.shelf.give(scratch, Some(lanes));
         Sums {
             weight,
-            bias: channel_sums(&out_plane, grad),
+            bias: channel_sums(self.level, &out_plane, grad),
         }
     }
 
     /// Gradients of a fully connected layer: one product over all images.
     fn linear_grads(&self, k: usize, trace: &Trace, done: &[Done]) -> [Option<Vec<f32>>; 2] {
-        let node = &self.nodes[k];
-        let (outputs, terms) = (self.planes[k + 1].channels, node.offsets.len());
-        let images = trace.images;
-        // x as (images, terms), rows padded to whole vectors.
-        let width = terms.next_multiple_of(LANES);
-        let mut x = Buffer::zeros(images * width);
-        let mut grads = vec![0f32; images * outputs];
-        let mut bias = vec![0f32; outputs];
-        let mut first = 0;
-        for (group, done) in trace.groups.iter().zip(done) {
-            let count = group.images;
-            let value = group.values[node.input].as_deref().unwrap_or_default();
-            for (term, &offset) in node.offsets.iter().enumerate() {
-                for (lane, &v) in value[offset..offset + count].iter().enumerate() {
-                    x[(first + lane) * width + term] = v;
-                }
-            }
-            let grad = done.grads[k + 1].as_deref().unwrap_or_default();
-            for (o, bias) in bias.iter_mut().enumerate() {
-                let line = &grad[o * LANES..][..count];
-                for (lane, &g) in line.iter().enumerate() {
-                    grads[(first + lane) * outputs + o] = g;
-                }
-                *bias += line.iter().sum::<f32>();
-            }
-            first += count;
-        }
-        let packed = Packed::transposed(&grads, outputs, None);
-        let offsets: Vec<usize> = (0..images).map(|image| image * width).collect();
-        // Bands of columns that stay in cache while all outputs pass over them.
-        const BAND: usize = 16 * LANES;
-        let bands: Vec<Buffer> = (0..width.div_ceil(BAND))
-            .into_par_iter()
-            .map(|band| {
-                let columns = (width - band * BAND).min(BAND);
-                let mut out = Buffer::zeros(outputs * columns);
-                let job = Job {
-                    weights: &packed,
-                    offsets: &offsets,
-                    x: &x,
-                    from: Grid {
-                        start: band * BAND,
-                        channel: 0,
-                        row: 0,
-                        column: LANES,
-                    },
-                    to: Grid {
-                        start: 0,
-                        channel: columns,
-                        row: 0,
-                        column: LANES,
-                    },
-                    rows: 1,
-                    columns: columns / LANES,
-                    finish: Finish::default(),
-                };
-                products(self.level, &job, &mut out);
-                out
-            })
-            .collect();
-        let mut weight = vec![0f32; outputs * terms];
-        for (o, row) in weight.chunks_exact_mut(terms).enumerate() {
-            for (to, band) in row.chunks_mut(BAND).zip(&bands) {
-                let columns = band.len() / outputs;
-                to.copy_from_slice(&band[o * columns..][..to.len()]);
-            }
-        }
-        [Some(weight), Some(bias)]
+        let input = self.nodes[k].input;
+        let pairs = trace.groups.iter().zip(done).map(|(group, done)| {
+            let x = group.values[input].as_deref()?;
+            Some((group.images, x, done.grads[k + 1].as_deref()?))
+        });
+        let Some(pairs) = pairs.collect::<Option<Vec<Pair<'_>>>>() else {
+            return [None, None];
+        };
+        let planes = (&self.planes[input], &self.planes[k + 1]);
+        weight_grad(self.level, &self.shelf, planes, &pairs).map(Some)
     }
 }
 
@@ -1077,29 +1055,17 @@ struct Moments {
 
 impl Moments {
     /// Of one group, in two passes.
-    fn of(plane: &Plane, x: &[f32], images: usize) -> Self {
+    fn of(level: Level, plane: &Plane, x: &[f32], images: usize) -> Self {
         let count = (images * plane.rows * plane.columns) as f64;
-        let sums = |f: &dyn Fn(usize, f32) -> f32| {
-            let mut totals = vec![0f64; plane.channels];
-            for (c, line) in plane.lines() {
-                let mut lanes = [0f32; LANES];
-                for pixel in x[line].as_chunks::<LANES>().0 {
-                    for (sum, &x) in lanes.iter_mut().zip(pixel) {
-                        *sum += f(c, x);
-                    }
-                }
-                lanes[images..].fill(0.0);
-                totals[c] += f64::from(fold(&lanes));
-            }
-            totals
-        };
-        let mean: Vec<f64> = sums(&|_, x| x).iter().map(|sum| sum / count).collect();
-        let narrow: Vec<f32> = mean.iter().map(|&mean| mean as f32).collect();
-        let squares = sums(&|c, x| (x - narrow[c]) * (x - narrow[c]));
+        let mut mean = vec![0f64; plane.channels];
+        sums(level, plane, x, images, &mut mean);
+        mean.iter_mut().for_each(|sum| *sum /= count);
+        let mut all = vec![0f64; plane.channels];
+        squares(level, plane, x, images, &mean, &mut all);
         Self {
             count,
             mean,
-            squares,
+            squares: all,
         }
     }
 
@@ -1232,72 +1198,6 @@ fn total<'a>(mut shares: impl Iterator<Item = &'a Sums>) -> [Option<Vec<f32>>; 2
         bias.iter_mut().zip(&share.bias).for_each(|(a, b)| *a += b);
     }
     [Some(weight), Some(bias)]
-}
-
-/// The sum of the lanes, halved again and again: lanes without image add zeros.
-fn fold(lanes: &[f32; LANES]) -> f32 {
-    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
-    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
-}
-
-fn channel_sums(plane: &Plane, grad: &[f32]) -> Vec<f32> {
-    let mut totals = vec![0f64; plane.channels];
-    for (channel, line) in plane.lines() {
-        let mut lanes = [0f32; LANES];
-        for pixel in grad[line].as_chunks::<LANES>().0 {
-            lanes.iter_mut().zip(pixel).for_each(|(sum, g)| *sum += g);
-        }
-        totals[channel] += f64::from(fold(&lanes));
-    }
-    totals.into_iter().map(|total| total as f32).collect()
-}
-
-/// A product at one position: a fully connected layer.
-fn vector_job<'a>(
-    weights: &'a Packed,
-    offsets: &'a [usize],
-    x: &'a [f32],
-    finish: Finish<'a>,
-) -> Job<'a> {
-    let grid = Grid {
-        start: 0,
-        channel: LANES,
-        row: LANES,
-        column: LANES,
-    };
-    Job {
-        weights,
-        offsets,
-        x,
-        from: grid,
-        to: grid,
-        rows: 1,
-        columns: 1,
-        finish,
-    }
-}
-
-/// `out = finish(x)` on planes of one layout.
-fn pointwise(plane: &Plane, x: &[f32], finish: &Finish<'_>, out: &mut [f32]) {
-    for (c, line) in plane.lines() {
-        let (scale, shift) = finish.affine.map_or((1.0, 0.0), |(a, b)| (a[c], b[c]));
-        let to = &mut out[line.clone()];
-        let x = &x[line.clone()];
-        for (i, (to, &v)) in to.iter_mut().zip(x).enumerate() {
-            let mut v = v;
-            if finish.affine.is_some() {
-                v = v * scale + shift;
-            }
-            if let Some(residual) = finish.residual {
-                v += residual[line.start + i];
-            }
-            if finish.relu && v <= 0.0 {
-                v = 0.0;
-            }
-            *to = if finish.accumulate { *to + v } else { v };
-        }
-    }
 }
 
 fn plane([channels, rows, columns]: [usize; 3]) -> Plane {
@@ -1558,6 +1458,16 @@ mod tests {
                 ],
             ),
         ];
+        // Enough terms that sums wait in memory, enough columns for two spans.
+        networks.push((
+            [64, 5, 11],
+            vec![
+                conv(12, 3, 1, 1, 0),
+                step(Op::Relu, 1),
+                conv(60, 3, 2, 1, 2),
+                conv(9, 3, 1, 1, 3),
+            ],
+        ));
         // Residual blocks in training mode.
         networks.push((
             [3, 12, 12],

@@ -14,7 +14,7 @@ use super::products::Grid;
 struct Line([f32; LANES]);
 
 /// A slice of numbers on a cache line's boundary.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Buffer(Vec<Line>);
 
 impl Buffer {
@@ -101,24 +101,58 @@ impl Plane {
     /// Sets images of shape (channels, rows, columns) side by side; lanes without image are 0.
     pub(crate) fn spread(&self, images: &[f32], to: &mut [f32]) {
         let pixels = self.pixels();
-        let count = images.len() / pixels;
-        for (place, pixel) in self.places().zip(0..) {
-            let line = &mut to[place..place + LANES];
-            for (lane, value) in line[..count].iter_mut().enumerate() {
-                *value = images[lane * pixels + pixel];
+        let mut square = [[0f32; LANES]; LANES];
+        for (first, places) in self.strips() {
+            let count = places.len() / LANES;
+            // Whole cache lines are read and written, whatever the images' distance in memory.
+            for (line, image) in square.iter_mut().zip(images.chunks_exact(pixels)) {
+                line[..count].copy_from_slice(&image[first..first + count]);
             }
-            line[count..].fill(0.0);
+            for (pixel, to) in to[places].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                for (to, line) in to.iter_mut().zip(&square) {
+                    *to = line[pixel];
+                }
+            }
         }
     }
 
     /// The inverse of [`Self::spread`].
     pub(crate) fn gather(&self, from: &[f32], images: &mut [f32]) {
-        let pixels = self.pixels();
-        for (place, pixel) in self.places().zip(0..) {
-            for (image, value) in images.chunks_exact_mut(pixels).zip(&from[place..]) {
-                image[pixel] = *value;
+        self.gather_rows(from, images, self.pixels());
+    }
+
+    /// [`Self::gather`] to images that lie `pitch` apart.
+    pub(crate) fn gather_rows(&self, from: &[f32], images: &mut [f32], pitch: usize) {
+        let mut square = [[0f32; LANES]; LANES];
+        for (first, places) in self.strips() {
+            let count = places.len() / LANES;
+            for (pixel, from) in from[places].as_chunks::<LANES>().0.iter().enumerate() {
+                for (line, from) in square.iter_mut().zip(from) {
+                    line[pixel] = *from;
+                }
+            }
+            for (line, image) in square.iter().zip(images.chunks_exact_mut(pitch)) {
+                image[first..first + count].copy_from_slice(&line[..count]);
             }
         }
+    }
+
+    /// At most sixteen pixels that lie side by side: the number of the first, and their places.
+    fn strips(self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
+        self.lines().enumerate().flat_map(move |(i, (_, line))| {
+            let starts = (0..self.columns).step_by(LANES);
+            starts.map(move |x| {
+                let end = (x + LANES).min(self.columns);
+                let places = line.start + x * LANES..line.start + end * LANES;
+                (i * self.columns + x, places)
+            })
+        })
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Buffer").field(&self.len()).finish()
     }
 }
 
@@ -140,8 +174,27 @@ impl Shelf {
         }
     }
 
+    /// A buffer of `len` values without border, rounded up to whole vectors.
+    pub(crate) fn take_len(&self, len: usize) -> Buffer {
+        self.take(flat(len))
+    }
+
+    /// The inverse of [`Self::take_len`].
+    pub(crate) fn give_len(&self, buffer: Buffer) {
+        self.give(flat(buffer.len()), Some(buffer));
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Plane, Vec<Buffer>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn flat(len: usize) -> Plane {
+    Plane {
+        channels: len.div_ceil(LANES),
+        rows: 1,
+        columns: 1,
+        border: 0,
     }
 }
 

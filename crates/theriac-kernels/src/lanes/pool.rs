@@ -1,7 +1,13 @@
 //! Pooling between planes.
+// The same lane of several arrays: a counter reads better than nested zips.
+#![allow(clippy::needless_range_loop)]
+#![allow(unsafe_code)]
+
+use std::ops::Range;
 
 use super::LANES;
 use super::plane::Plane;
+use super::simd::{Level, each_level};
 
 /// Windows of (height, width).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +41,7 @@ impl Windows {
     }
 
     /// The window's part of an axis.
-    fn range(&self, start: usize, kernel: usize, size: usize) -> std::ops::Range<usize> {
+    fn range(&self, start: usize, kernel: usize, size: usize) -> Range<usize> {
         let end = (start + kernel).saturating_sub(self.padding).min(size);
         start.saturating_sub(self.padding)..end
     }
@@ -44,114 +50,174 @@ impl Windows {
         (self.kernel.0 * self.kernel.1) as f32
     }
 
-    /// Calls `f(output's number, its place, (tap, place of the pixel) of its window)`.
-    fn each(
-        &self,
-        plane: &Plane,
-        out: &Plane,
-        mut f: impl FnMut(usize, usize, &mut dyn Iterator<Item = (u8, usize)>),
-    ) {
-        let (from, to) = (plane.grid(), out.grid());
-        let mut number = 0;
-        for c in 0..out.channels {
-            for oy in 0..out.rows {
-                let rows = self.range(oy * self.stride.0, self.kernel.0, plane.rows);
-                for ox in 0..out.columns {
-                    let columns = self.range(ox * self.stride.1, self.kernel.1, plane.columns);
-                    let mut places = rows
-                        .clone()
-                        .flat_map(|y| columns.clone().map(move |x| from.at(c, y, x)))
-                        .enumerate()
-                        // Exact for max pooling, the only reader: its windows have at most 225 pixels.
-                        .map(|(tap, place)| (tap as u8, place));
-                    f(number, to.at(c, oy, ox), &mut places);
-                    number += 1;
-                }
-            }
-        }
+    /// Windows in the order of their outputs.
+    fn windows(&self, plane: &Plane, out: &Plane) -> impl Iterator<Item = Window> {
+        let (windows, plane, out) = (*self, *plane, *out);
+        let to = out.grid();
+        (0..out.channels * out.rows).flat_map(move |line| {
+            let (c, oy) = (line / out.rows, line % out.rows);
+            let rows = windows.range(oy * windows.stride.0, windows.kernel.0, plane.rows);
+            (0..out.columns).map(move |ox| Window {
+                place: to.at(c, oy, ox),
+                channel: c,
+                rows: rows.clone(),
+                columns: windows.range(ox * windows.stride.1, windows.kernel.1, plane.columns),
+            })
+        })
     }
 
     /// The first maximum of each window and its number in the window; NaN wins.
     pub(crate) fn max(
         &self,
+        level: Level,
         (plane, x): (&Plane, &[f32]),
         (out_plane, out): (&Plane, &mut [f32]),
         winners: &mut Vec<Lane<u8>>,
     ) {
-        winners.clear();
-        self.each(plane, out_plane, |_, place, window| {
-            let mut best = [f32::NEG_INFINITY; LANES];
-            let mut winner = [0u8; LANES];
-            for (tap, pixel) in window {
-                let values = lane(x, pixel);
-                for ((best, winner), &v) in best.iter_mut().zip(&mut winner).zip(values) {
-                    let wins = v > *best || v.is_nan();
-                    *best = if wins { v } else { *best };
-                    *winner = if wins { tap } else { *winner };
-                }
-            }
-            out[place..place + LANES].copy_from_slice(&best);
-            winners.push(winner);
-        });
+        max(level, self, (plane, x), (out_plane, out), winners);
     }
 
     /// Adds each output's gradient to the pixel that won.
     pub(crate) fn max_grad(
         &self,
+        level: Level,
         (out_plane, grad): (&Plane, &[f32]),
         winners: &[Lane<u8>],
         (plane, grad_x): (&Plane, &mut [f32]),
     ) {
-        self.each(plane, out_plane, |number, place, window| {
-            let (grad, winner) = (*lane(grad, place), winners[number]);
-            for (tap, pixel) in window {
-                let to = &mut grad_x[pixel..pixel + LANES];
-                for ((to, &g), &w) in to.iter_mut().zip(&grad).zip(&winner) {
-                    *to += if w == tap { g } else { 0.0 };
-                }
-            }
-        });
+        max_grad(level, self, (out_plane, grad), winners, (plane, grad_x));
     }
 
     /// The mean of each window; padding counts as zeros.
     pub(crate) fn mean(
         &self,
+        level: Level,
         (plane, x): (&Plane, &[f32]),
         (out_plane, out): (&Plane, &mut [f32]),
     ) {
-        let size = self.size();
-        self.each(plane, out_plane, |_, place, window| {
-            let mut total = [0f32; LANES];
-            for (_, pixel) in window {
-                for (total, &v) in total.iter_mut().zip(lane(x, pixel)) {
-                    *total += v;
-                }
-            }
-            for (out, total) in out[place..place + LANES].iter_mut().zip(total) {
-                *out = total / size;
-            }
-        });
+        mean(level, self, (plane, x), (out_plane, out));
     }
 
     /// Adds each output's gradient, divided by the window's size, to its pixels.
     pub(crate) fn mean_grad(
         &self,
+        level: Level,
         (out_plane, grad): (&Plane, &[f32]),
         (plane, grad_x): (&Plane, &mut [f32]),
     ) {
-        let size = self.size();
-        self.each(plane, out_plane, |_, place, window| {
-            let share = lane(grad, place).map(|g| g / size);
-            for (_, pixel) in window {
-                for (to, share) in grad_x[pixel..pixel + LANES].iter_mut().zip(share) {
-                    *to += share;
-                }
-            }
-        });
+        mean_grad(level, self, (out_plane, grad), (plane, grad_x));
     }
 }
 
+/// The pixels of a window and the place of its output.
+struct Window {
+    place: usize,
+    channel: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+each_level! {
+    fn max(
+        windows: &Windows,
+        input: (&Plane, &[f32]),
+        output: (&Plane, &mut [f32]),
+        winners: &mut Vec<Lane<u8>>,
+    ) {
+        let ((plane, x), (out_plane, out)) = (input, output);
+        let from = plane.grid();
+        winners.clear();
+        for window in windows.windows(plane, out_plane) {
+            let mut best = [f32::NEG_INFINITY; LANES];
+            // As wide as the values, so that both are chosen by the same mask.
+            let mut winner = [0u32; LANES];
+            let mut tap = 0;
+            for y in window.rows {
+                for column in window.columns.clone() {
+                    let values = lane(x, from.at(window.channel, y, column));
+                    for i in 0..LANES {
+                        let wins = values[i] > best[i] || values[i].is_nan();
+                        best[i] = if wins { values[i] } else { best[i] };
+                        winner[i] = if wins { tap } else { winner[i] };
+                    }
+                    tap += 1;
+                }
+            }
+            out[window.place..window.place + LANES].copy_from_slice(&best);
+            // A window of max pooling has at most 225 pixels.
+            winners.push(winner.map(|tap| tap as u8));
+        }
+    }
+}
+
+each_level! {
+    fn max_grad(
+        windows: &Windows,
+        output: (&Plane, &[f32]),
+        winners: &[Lane<u8>],
+        input: (&Plane, &mut [f32]),
+    ) {
+        let ((out_plane, grad), (plane, grad_x)) = (output, input);
+        let from = plane.grid();
+        for (window, winner) in windows.windows(plane, out_plane).zip(winners) {
+            let (grad, winner) = (*lane(grad, window.place), winner.map(u32::from));
+            let mut tap = 0;
+            for y in window.rows {
+                for column in window.columns.clone() {
+                    let to = lane_mut(grad_x, from.at(window.channel, y, column));
+                    for i in 0..LANES {
+                        to[i] += if winner[i] == tap { grad[i] } else { 0.0 };
+                    }
+                    tap += 1;
+                }
+            }
+        }
+    }
+}
+
+each_level! {
+    fn mean(windows: &Windows, input: (&Plane, &[f32]), output: (&Plane, &mut [f32])) {
+        let ((plane, x), (out_plane, out)) = (input, output);
+        let (from, size) = (plane.grid(), windows.size());
+        for window in windows.windows(plane, out_plane) {
+            let mut total = [0f32; LANES];
+            for y in window.rows {
+                for column in window.columns.clone() {
+                    let values = lane(x, from.at(window.channel, y, column));
+                    for i in 0..LANES {
+                        total[i] += values[i];
+                    }
+                }
+            }
+            *lane_mut(out, window.place) = total.map(|total| total / size);
+        }
+    }
+}
+
+each_level! {
+    fn mean_grad(windows: &Windows, output: (&Plane, &[f32]), input: (&Plane, &mut [f32])) {
+        let ((out_plane, grad), (plane, grad_x)) = (output, input);
+        let (from, size) = (plane.grid(), windows.size());
+        for window in windows.windows(plane, out_plane) {
+            let share = lane(grad, window.place).map(|g| g / size);
+            for y in window.rows {
+                for column in window.columns.clone() {
+                    let to = lane_mut(grad_x, from.at(window.channel, y, column));
+                    for i in 0..LANES {
+                        to[i] += share[i];
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
 fn lane(x: &[f32], place: usize) -> &Lane<f32> {
-    // The slice has exactly LANES elements.
-    x[place..].first_chunk().unwrap_or(&[0.0; LANES])
+    &x[place..].as_chunks().0[0]
+}
+
+#[inline(always)]
+fn lane_mut(x: &mut [f32], place: usize) -> &mut Lane<f32> {
+    &mut x[place..].as_chunks_mut().0[0]
 }

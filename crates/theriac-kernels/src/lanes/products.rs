@@ -2,8 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
 
 use super::LANES;
+use super::plane::{Buffer, Shelf};
 use super::simd::{Level, Vector, dispatch};
 
 /// Where the values of a channel, row and column start in a buffer, in elements.
@@ -34,7 +38,15 @@ impl Grid {
 /// [`products`] reads them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Packed {
-    values: Vec<f32>,
+    values: Buffer,
+    rows: usize,
+    terms: usize,
+}
+
+/// Some rows of [`Packed`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'a> {
+    values: &'a [f32],
     rows: usize,
     terms: usize,
 }
@@ -50,28 +62,81 @@ fn height(left: usize) -> usize {
     }
 }
 
+/// Values that are packed by one task.
+const PACK: usize = 1 << 15;
+
 impl Packed {
     /// Packs the matrix with the rows that `fill(row, values)` writes: `fill` gets the row's number
     /// and room for one value of each term.
-    pub(crate) fn new(rows: usize, terms: usize, mut fill: impl FnMut(usize, &mut [f32])) -> Self {
-        let mut values = Vec::with_capacity(rows.next_multiple_of(8) * terms);
-        let mut block_rows = vec![0f32; 8 * terms];
-        let mut row = 0;
-        while row < rows {
-            let block = height(rows - row);
-            for (r, to) in block_rows
-                .chunks_exact_mut(terms.max(1))
-                .take(block)
-                .enumerate()
-            {
-                if row + r < rows {
-                    fill(row + r, to);
-                } else {
-                    to.fill(0.0);
+    pub(crate) fn new(
+        shelf: &Shelf,
+        rows: usize,
+        terms: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        Self::with(shelf, rows, terms, |row, to| {
+            let mut lines = vec![0f32; 8 * terms];
+            for (i, to) in to.chunks_mut(8 * terms).enumerate() {
+                let (row, block) = (row + 8 * i, to.len() / terms);
+                for (r, line) in lines.chunks_exact_mut(terms).take(block).enumerate() {
+                    if row + r < rows {
+                        fill(row + r, line);
+                    } else {
+                        line.fill(0.0);
+                    }
+                }
+                interleave(&lines, terms, block, to);
+            }
+        })
+    }
+
+    /// Packs the transpose of a matrix that lies row by row in `values`, each of its rows scaled.
+    pub(crate) fn transposed(
+        shelf: &Shelf,
+        values: &[f32],
+        width: usize,
+        scale: Option<&[f32]>,
+    ) -> Self {
+        let terms = values.len() / width.max(1);
+        Self::with(shelf, width, terms, |first, to| {
+            // All blocks of the task at each term, so that whole cache lines are read.
+            for (term, values) in values.chunks_exact(width).enumerate() {
+                let scale = scale.map_or(1.0, |scale| scale[term]);
+                let mut row = first;
+                for to in to.chunks_mut(8 * terms) {
+                    let block = to.len() / terms;
+                    let to = &mut to[term * block..][..block];
+                    match (values[row..].first_chunk::<8>(), to.first_chunk_mut::<8>()) {
+                        (Some(values), Some(to)) => *to = values.map(|v| v * scale),
+                        _ => {
+                            let left = block.min(width - row);
+                            for (to, v) in to.iter_mut().zip(&values[row..row + left]) {
+                                *to = v * scale;
+                            }
+                            to[left..].fill(0.0);
+                        }
+                    }
+                    row += block;
                 }
             }
-            interleave(&block_rows, terms, block, &mut values);
-            row += block;
+        })
+    }
+
+    /// `pack(first row, room for its blocks)` for all blocks, some at a time.
+    fn with(
+        shelf: &Shelf,
+        rows: usize,
+        terms: usize,
+        pack: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let room = rows / 8 * 8 + height(rows % 8);
+        let mut values = shelf.take_len(room * terms);
+        let task = (PACK / (8 * terms).max(1)).max(1) * 8;
+        if rows <= task && terms > 0 {
+            pack(0, &mut values[..room * terms]);
+        } else if terms > 0 {
+            let parts = values[..room * terms].par_chunks_mut(task * terms);
+            parts.enumerate().for_each(|(i, to)| pack(i * task, to));
         }
         Self {
             values,
@@ -80,58 +145,50 @@ impl Packed {
         }
     }
 
-    /// Packs the transpose of a matrix that lies row by row in `values`, each of its rows scaled.
-    pub(crate) fn transposed(values: &[f32], width: usize, scale: Option<&[f32]>) -> Self {
-        let terms = values.len() / width.max(1);
-        let mut packed = Vec::with_capacity(width.next_multiple_of(8) * terms);
-        let mut row = 0;
-        while row < width {
-            let block = height(width - row);
-            for (term, values) in values.chunks_exact(width).enumerate() {
-                let mut part = [0f32; 8];
-                match values[row..].first_chunk::<8>() {
-                    Some(whole) => part = *whole,
-                    None => part[..width - row].copy_from_slice(&values[row..]),
-                }
-                if let Some(scale) = scale {
-                    part.iter_mut().for_each(|v| *v *= scale[term]);
-                }
-                packed.extend_from_slice(&part[..block]);
-            }
-            row += block;
-        }
-        Self {
-            values: packed,
-            rows: width,
-            terms,
+    pub(crate) fn all(&self) -> Rows<'_> {
+        self.part(0, self.rows)
+    }
+
+    /// At most `rows` rows from the row `first`, a multiple of 8.
+    pub(crate) fn part(&self, first: usize, rows: usize) -> Rows<'_> {
+        let rows = rows.min(self.rows - first);
+        let room = rows / 8 * 8 + height(rows % 8);
+        Rows {
+            values: &self.values[first * self.terms..][..room * self.terms],
+            rows,
+            terms: self.terms,
         }
     }
 
-    pub(crate) fn terms(&self) -> usize {
-        self.terms
+    /// Gives the memory back.
+    pub(crate) fn give(self, shelf: &Shelf) {
+        shelf.give_len(self.values);
     }
 }
 
-/// Appends the transpose of `block` rows of length `terms`.
-fn interleave(rows: &[f32], terms: usize, block: usize, values: &mut Vec<f32>) {
+/// The transpose of `block` rows of length `terms`.
+fn interleave(rows: &[f32], terms: usize, block: usize, to: &mut [f32]) {
     let mut first = 0;
     if block == 8 && terms >= 8 {
         // Squares of known size are transposed in registers.
         let squares = rows.chunks_exact(terms).map(|row| row.as_chunks::<8>().0);
         let squares: Vec<&[[f32; 8]]> = squares.take(8).collect();
-        for square in 0..terms / 8 {
-            let mut columns = [[0f32; 8]; 8];
+        for (square, to) in to.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+            if square == terms / 8 {
+                break;
+            }
             for (r, row) in squares.iter().enumerate() {
-                for (column, value) in columns.iter_mut().zip(row[square]) {
-                    column[r] = value;
+                for (column, value) in row[square].iter().enumerate() {
+                    to[8 * column + r] = *value;
                 }
             }
-            values.extend_from_slice(columns.as_flattened());
         }
         first = terms / 8 * 8;
     }
-    for term in first..terms {
-        values.extend((0..block).map(|r| rows[r * terms + term]));
+    for (term, to) in to.chunks_exact_mut(block).enumerate().skip(first) {
+        for (r, to) in to.iter_mut().enumerate() {
+            *to = rows[r * terms + term];
+        }
     }
 }
 
@@ -155,7 +212,7 @@ pub(crate) struct Finish<'a> {
 /// One job of [`products`].
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
-    pub(crate) weights: &'a Packed,
+    pub(crate) weights: Rows<'a>,
     /// Where a term's value lies, counted from a position's place in `x`.
     pub(crate) offsets: &'a [usize],
     pub(crate) x: &'a [f32],
@@ -210,6 +267,33 @@ dispatch! {
 
 /// Bytes of weights that stay in cache while a whole plane is computed row by row.
 const RESIDENT: usize = 256 * 1024;
+/// Bytes of the image that stay in cache while all weights pass over them.
+const BAND: usize = 640 * 1024;
+/// Columns and terms whose part of the image stays in the first cache while all weights pass over
+/// it; the sums wait in memory for the next terms, which does not change them.
+const SPAN: usize = 9;
+const CHUNK: usize = 72;
+const MANY: usize = 512;
+
+/// A stretch of the output's positions and of the sums' terms.
+#[derive(Clone)]
+struct Part {
+    y: usize,
+    columns: Range<usize>,
+    terms: Range<usize>,
+    /// Sums of the terms before and after, (channels, columns, 16) from the first of the columns.
+    partial: *mut f32,
+}
+
+/// A block of packed rows: its weights, its height, the first of the rows to compute and the number
+/// of that row in the output.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    weights: &'a [f32],
+    height: usize,
+    sub: usize,
+    row: usize,
+}
 
 #[inline(always)]
 unsafe fn blocks<
@@ -223,66 +307,96 @@ unsafe fn blocks<
     job: &Job<'_>,
     out: &mut [f32],
 ) {
-    // Weights that stay in cache are read again for each row of the image, others once.
-    let by_row = size_of_val(&job.weights.values[..]) <= RESIDENT;
-    let (bands, tall) = if by_row { (job.rows, 1) } else { (1, job.rows) };
-    for band in 0..bands {
-        let (mut row, mut at) = (0, 0);
-        while row < job.weights.rows {
-            let block = height(job.weights.rows - row);
-            let weights = &job.weights.values[at..][..block * job.weights.terms];
-            for y in band..band + tall {
-                // SAFETY: `products` checked all places; the vectors' features are the caller's.
-                unsafe {
-                    match block {
-                        8 => {
-                            let mut sub = 0;
-                            while sub < 8 {
-                                line::<V, R8, P8>(job, weights, 8, sub, row, y, out);
-                                sub += R8;
+    let (rows, terms) = (job.weights.rows, job.weights.terms);
+    let mut partial = Buffer::default();
+    // Worth it where several blocks of rows read many terms.
+    let chunked = rows > 8 && terms > MANY;
+    let (span, chunk) = if chunked {
+        (SPAN, CHUNK)
+    } else {
+        (job.columns, terms.max(1))
+    };
+    if chunked {
+        partial = Buffer::zeros(rows.next_multiple_of(8) * SPAN * LANES);
+    }
+    // Weights that stay in cache are read again for each row of the image; others for as many rows
+    // as keep the image in cache, which is read for each block of weights.
+    let by_row = chunked || size_of_val(job.weights.values) <= RESIDENT;
+    let share = (size_of_val(job.x) / job.rows).max(1);
+    let fits = (BAND / share).saturating_sub(2).clamp(1, job.rows);
+    let tall = if by_row { 1 } else { fits };
+    for band in (0..job.rows).step_by(tall) {
+        for x in (0..job.columns).step_by(span) {
+            // Once even without terms: what remains is the bias.
+            for term in (0..terms.max(1)).step_by(chunk) {
+                let mut part = Part {
+                    y: band,
+                    columns: x..(x + span).min(job.columns),
+                    terms: term..(term + chunk).min(terms),
+                    partial: partial.as_mut_ptr(),
+                };
+                let (mut row, mut at) = (0, 0);
+                while row < rows {
+                    let height = height(rows - row);
+                    let mut block = Block {
+                        weights: &job.weights.values[at..][..height * terms],
+                        height,
+                        sub: 0,
+                        row,
+                    };
+                    for y in band..(band + tall).min(job.rows) {
+                        part.y = y;
+                        // SAFETY: `products` checked all places; `partial` has room for all rows and
+                        // a span of columns if there are several chunks; the vectors' features are
+                        // the caller's.
+                        unsafe {
+                            match height {
+                                8 => {
+                                    for sub in (0..8).step_by(R8) {
+                                        block.sub = sub;
+                                        line::<V, R8, P8>(job, &block, &part, out);
+                                    }
+                                    block.sub = 0;
+                                }
+                                4 => line::<V, 4, P4>(job, &block, &part, out),
+                                2 => line::<V, 2, P2>(job, &block, &part, out),
+                                _ => line::<V, 1, P1>(job, &block, &part, out),
                             }
                         }
-                        4 => line::<V, 4, P4>(job, weights, 4, 0, row, y, out),
-                        2 => line::<V, 2, P2>(job, weights, 2, 0, row, y, out),
-                        _ => line::<V, 1, P1>(job, weights, 1, 0, row, y, out),
                     }
+                    at += height * terms;
+                    row += height;
                 }
             }
-            at += weights.len();
-            row += block;
         }
     }
 }
 
-/// One row of positions.
+/// The positions of one row.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn line<V: Vector, const R: usize, const P: usize>(
     job: &Job<'_>,
-    weights: &[f32],
-    block: usize,
-    sub: usize,
-    row: usize,
-    y: usize,
+    block: &Block<'_>,
+    part: &Part,
     out: &mut [f32],
 ) {
-    let mut x = 0;
-    while x < job.columns {
-        let left = job.columns - x;
-        // SAFETY: the caller's; tiles cover columns 0..columns once.
+    let mut x = part.columns.start;
+    while x < part.columns.end {
+        let left = part.columns.end - x;
+        // SAFETY: the caller's; tiles cover the columns once.
         unsafe {
             // Few sums in flight would wait for each other, so that an even split beats a wide
             // tile with a narrow rest.
             x += if R <= 2 && (left == 7 || left == 14) {
-                tile::<V, R, 7>(job, weights, block, sub, row, y, x, out)
+                tile::<V, R, 7>(job, block, part, x, out)
             } else if left >= P {
-                tile::<V, R, P>(job, weights, block, sub, row, y, x, out)
+                tile::<V, R, P>(job, block, part, x, out)
             } else if P > 4 && left >= 4 {
-                tile::<V, R, 4>(job, weights, block, sub, row, y, x, out)
+                tile::<V, R, 4>(job, block, part, x, out)
             } else if left >= 2 {
-                tile::<V, R, 2>(job, weights, block, sub, row, y, x, out)
+                tile::<V, R, 2>(job, block, part, x, out)
             } else {
-                tile::<V, R, 1>(job, weights, block, sub, row, y, x, out)
+                tile::<V, R, 1>(job, block, part, x, out)
             };
         }
     }
@@ -290,28 +404,33 @@ unsafe fn line<V: Vector, const R: usize, const P: usize>(
 
 /// R channels at P positions, with their R * P sums in registers; returns P.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn tile<V: Vector, const R: usize, const P: usize>(
     job: &Job<'_>,
-    weights: &[f32],
-    block: usize,
-    sub: usize,
-    row: usize,
-    y: usize,
+    block: &Block<'_>,
+    part: &Part,
     x: usize,
     out: &mut [f32],
 ) -> usize {
-    let first = row + sub;
+    let first = block.row + block.sub;
     let rows = R.min(job.weights.rows.saturating_sub(first));
-    let place = job.from.start + y * job.from.row + x * job.from.column;
+    let place = job.from.start + part.y * job.from.row + x * job.from.column;
+    let waiting = (first * SPAN + x - part.columns.start) * LANES;
     let mut lane = 0;
     while lane < LANES {
         // SAFETY: `products` checked that every position with every offset lies in x and that every
-        // channel and position lies in out and the operands; `weights` holds `block` values for
-        // each term. The vectors' features are the caller's.
+        // channel and position lies in out and the operands; `weights` holds `height` values for
+        // each term, `partial` the sums of each row and column. The vectors' features are the
+        // caller's.
         unsafe {
             let mut sums = [[V::splat(0.0); P]; R];
-            if let Some(bias) = job.finish.bias {
+            if part.terms.start > 0 {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    for (p, sum) in sums.iter_mut().enumerate() {
+                        let at = waiting + (r * SPAN + p) * LANES + lane;
+                        *sum = V::load(part.partial.add(at));
+                    }
+                }
+            } else if let Some(bias) = job.finish.bias {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     // Rows that only fill the block have no bias and are not stored.
                     let bias = if r < rows {
@@ -323,29 +442,41 @@ unsafe fn tile<V: Vector, const R: usize, const P: usize>(
                 }
             }
             let from = job.x.as_ptr().add(place + lane);
-            let mut weight = weights.as_ptr().add(sub);
+            let offsets = job.offsets.get_unchecked(part.terms.clone());
+            let weights = block.weights.as_ptr().add(block.sub);
+            let mut weight = weights.add(part.terms.start * block.height);
             // Loops rather than closures: a closure would lack the target feature.
             let mut values = [V::splat(0.0); P];
             if job.from.column == LANES {
-                for &offset in job.offsets {
+                for &offset in offsets {
                     let from = from.add(offset);
                     for (p, value) in values.iter_mut().enumerate() {
                         *value = V::load(from.add(p * LANES));
                     }
                     step::<V, R, P>(&mut sums, weight, &values);
-                    weight = weight.add(block);
+                    weight = weight.add(block.height);
                 }
             } else {
-                for &offset in job.offsets {
+                for &offset in offsets {
                     let from = from.add(offset);
                     for (p, value) in values.iter_mut().enumerate() {
                         *value = V::load(from.add(p * job.from.column));
                     }
                     step::<V, R, P>(&mut sums, weight, &values);
-                    weight = weight.add(block);
+                    weight = weight.add(block.height);
                 }
             }
-            let to = job.to.at(first, y, x) + lane;
+            if part.terms.end < job.weights.terms {
+                for (r, sums) in sums.iter().enumerate() {
+                    for (p, sum) in sums.iter().enumerate() {
+                        let at = waiting + (r * SPAN + p) * LANES + lane;
+                        sum.store(part.partial.add(at));
+                    }
+                }
+                lane += V::WIDTH;
+                continue;
+            }
+            let to = job.to.at(first, part.y, x) + lane;
             // Through memory: an array that a loop indexes is not kept in registers, and the sums
             // must be.
             let mut spilled = [const { MaybeUninit::<f32>::uninit() }; SUMS * LANES];

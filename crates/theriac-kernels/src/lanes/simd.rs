@@ -290,3 +290,35 @@ macro_rules! dispatch {
     };
 }
 pub(crate) use dispatch;
+
+/// Compiles a plain function once for each level, so that its loops over lanes become vectors of
+/// that level. Sums must not be reordered, and are not: the compiler keeps to IEEE arithmetic.
+macro_rules! each_level {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(level: $crate::lanes::simd::Level, $($arg: $ty),*) {
+            #[inline(always)]
+            fn plain($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f")]
+            fn avx512($($arg: $ty),*) {
+                plain($($arg),*);
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) {
+                plain($($arg),*);
+            }
+            match level {
+                // SAFETY: a level is only made where its instructions are detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::lanes::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::lanes::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
+                _ => plain($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use each_level;
