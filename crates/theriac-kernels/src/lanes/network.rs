@@ -109,6 +109,9 @@ pub struct Gradients {
     pub parameters: Vec<[Option<Vec<f32>>; 2]>,
 }
 
+/// Bytes of sums that stay in cache.
+const FOLDED: usize = 512 * 1024;
+
 /// A network of fixed geometry.
 ///
 /// Activations live in groups of sixteen images that stay in a core's cache from layer to layer;
@@ -731,17 +734,18 @@ impl Network {
                 self.shelf.give(self.planes[0], Some(grad));
             }
         });
+        let nodes = self.nodes.iter().enumerate();
+        let wanted = nodes.filter(|(_, node)| want.parameters[node.step]);
+        let computed = each(wanted, |(k, node)| match node.kind {
+            Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
+            Kind::Linear => self.linear_grads(k, trace, &done),
+            Kind::BatchNorm(_) => products[k].as_ref().map_or([None, None], NormSums::grads),
+            _ => [None, None],
+        });
         let mut parameters: Vec<[Option<Vec<f32>>; 2]> = vec![[None, None]; self.steps.len()];
-        for (k, node) in self.nodes.iter().enumerate() {
-            if !want.parameters[node.step] {
-                continue;
-            }
-            parameters[node.step] = match node.kind {
-                Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
-                Kind::Linear => self.linear_grads(k, trace, &done),
-                Kind::BatchNorm(_) => products[k].as_ref().map_or([None, None], NormSums::grads),
-                _ => [None, None],
-            };
+        let wanted = self.nodes.iter().filter(|node| want.parameters[node.step]);
+        for (node, computed) in wanted.zip(computed) {
+            parameters[node.step] = computed;
         }
         for done in done {
             for (plane, buffer) in self.planes.iter().zip(done.grads) {
@@ -986,23 +990,24 @@ impl Network {
         let node = &self.nodes[k];
         let (plane, out_plane) = (self.planes[node.input], self.planes[k + 1]);
         let x = group.values[node.input].as_deref().unwrap_or_default();
-        let scratch = Plane {
-            channels: out_plane.channels * node.offsets.len(),
-            rows: 1,
-            columns: 1,
-            border: 0,
-        };
-        let mut lanes = self.shelf.take(scratch);
-        lanes.fill(0.0);
-        conv.weight_grad(
-            self.level,
-            (&plane, x),
-            &node.offsets,
-            (&out_plane, grad),
-            &mut lanes,
-        );
-        let weight = lanes.as_chunks().0.iter().map(fold).collect();
-        self.shelf.give(scratch, Some(lanes));
+        let terms = node.offsets.len();
+        // Output channels whose sums, sixteen lanes each, stay in cache until they are folded.
+        let block = (FOLDED / (terms * size_of::<[f32; LANES]>())).max(4);
+        let mut weight = Vec::with_capacity(out_plane.channels * terms);
+        for first in (0..out_plane.channels).step_by(block) {
+            let channels = first..(first + block).min(out_plane.channels);
+            let mut lanes = self.shelf.take_len(channels.len() * terms * LANES);
+            lanes.fill(0.0);
+            conv.weight_grad(
+                self.level,
+                (&plane, x),
+                &node.offsets,
+                (&out_plane, grad, channels),
+                &mut lanes,
+            );
+            weight.extend(lanes.as_chunks().0.iter().map(fold));
+            self.shelf.give_len(lanes);
+        }
         Sums {
             weight,
             bias: channel_sums(self.level, &out_plane, grad),
