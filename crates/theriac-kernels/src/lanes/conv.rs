@@ -109,7 +109,7 @@ impl Conv {
         products(level, &job, out);
     }
 
-    /// Adds to `sums` (channels, terms, 16), for some of the output's channels.
+    /// Fills `sums` (channels, terms, 16), for some of the output's channels.
     pub(crate) fn weight_grad(
         &self,
         level: Level,

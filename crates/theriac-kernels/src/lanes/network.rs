@@ -890,7 +890,9 @@ impl Network {
             accumulate,
             ..Finish::default()
         };
-        if matches!(node.kind, Kind::MaxPool(_) | Kind::AvgPool(_)) && !accumulate {
+        if let (Kind::MaxPool(windows) | Kind::AvgPool(windows), false) = (node.kind, accumulate)
+            && !windows.tiles(&plane)
+        {
             plane.lines().for_each(|(_, line)| to[line].fill(0.0));
         }
         match (node.kind, &arranged.backward) {
@@ -899,10 +901,12 @@ impl Network {
             }
             (Kind::MaxPool(windows), _) => {
                 let winners = &group.winners[k];
-                windows.max_grad(self.level, (&out_plane, &grad), winners, (&plane, &mut to));
+                let input = (&plane, &mut to[..]);
+                windows.max_grad(self.level, (&out_plane, &grad), winners, input, accumulate);
             }
             (Kind::AvgPool(windows), _) => {
-                windows.mean_grad(self.level, (&out_plane, &grad), (&plane, &mut to));
+                let input = (&plane, &mut to[..]);
+                windows.mean_grad(self.level, (&out_plane, &grad), input, accumulate);
             }
             _ => {
                 let zeros = vec![0.0; plane.channels];
@@ -962,6 +966,10 @@ impl Network {
         else {
             return;
         };
+        // Nothing reads its result.
+        if done.iter().any(|done| done.grads[k + 1].is_none()) {
+            return;
+        }
         let take = |done: &mut Done| self.target(node.input, &mut done.grads);
         let (mut results, accumulate): (Vec<Buffer>, Vec<bool>) = done.iter_mut().map(take).unzip();
         let dense = Dense {
@@ -997,7 +1005,6 @@ impl Network {
         for first in (0..out_plane.channels).step_by(block) {
             let channels = first..(first + block).min(out_plane.channels);
             let mut lanes = self.shelf.take_len(channels.len() * terms * LANES);
-            lanes.fill(0.0);
             conv.weight_grad(
                 self.level,
                 (&plane, x),
@@ -1188,7 +1195,8 @@ struct Sums {
 
 /// Shares added in the order of the groups.
 fn total<'a>(mut shares: impl Iterator<Item = &'a Sums>) -> [Option<Vec<f32>>; 2] {
-    let Some(first) = shares.next() else {
+    // Empty where nothing read the convolution's result.
+    let Some(first) = shares.next().filter(|first| !first.weight.is_empty()) else {
         return [None, None];
     };
     let Sums {
