@@ -1,5 +1,7 @@
 //! Convolution between planes.
 
+use std::ops::Range;
+
 use super::LANES;
 use super::plane::{Plane, Shelf};
 use super::products::{Finish, Grid, Job, Packed, Pairs, correlations, products};
@@ -107,19 +109,23 @@ impl Conv {
         products(level, &job, out);
     }
 
-    /// Adds to `sums` (out channels, terms, 16).
+    /// Fills `sums` (channels, terms, 16), for some of the output's channels.
     pub(crate) fn weight_grad(
         &self,
         level: Level,
         (plane, x): (&Plane, &[f32]),
         offsets: &[usize],
-        (out_plane, grad): (&Plane, &[f32]),
+        (out_plane, grad, channels): (&Plane, &[f32], Range<usize>),
         sums: &mut [f32],
     ) {
+        let grid = out_plane.grid();
         let pairs = Pairs {
             left: grad,
-            left_at: out_plane.grid(),
-            channels: out_plane.channels,
+            left_at: Grid {
+                start: grid.at(channels.start, 0, 0),
+                ..grid
+            },
+            channels: channels.len(),
             right: x,
             right_at: self.from(plane),
             offsets,

@@ -109,6 +109,9 @@ pub struct Gradients {
     pub parameters: Vec<[Option<Vec<f32>>; 2]>,
 }
 
+/// Bytes of sums that stay in cache.
+const FOLDED: usize = 512 * 1024;
+
 /// A network of fixed geometry.
 ///
 /// Activations live in groups of sixteen images that stay in a core's cache from layer to layer;
@@ -731,17 +734,18 @@ impl Network {
                 self.shelf.give(self.planes[0], Some(grad));
             }
         });
+        let nodes = self.nodes.iter().enumerate();
+        let wanted = nodes.filter(|(_, node)| want.parameters[node.step]);
+        let computed = each(wanted, |(k, node)| match node.kind {
+            Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
+            Kind::Linear => self.linear_grads(k, trace, &done),
+            Kind::BatchNorm(_) => products[k].as_ref().map_or([None, None], NormSums::grads),
+            _ => [None, None],
+        });
         let mut parameters: Vec<[Option<Vec<f32>>; 2]> = vec![[None, None]; self.steps.len()];
-        for (k, node) in self.nodes.iter().enumerate() {
-            if !want.parameters[node.step] {
-                continue;
-            }
-            parameters[node.step] = match node.kind {
-                Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
-                Kind::Linear => self.linear_grads(k, trace, &done),
-                Kind::BatchNorm(_) => products[k].as_ref().map_or([None, None], NormSums::grads),
-                _ => [None, None],
-            };
+        let wanted = self.nodes.iter().filter(|node| want.parameters[node.step]);
+        for (node, computed) in wanted.zip(computed) {
+            parameters[node.step] = computed;
         }
         for done in done {
             for (plane, buffer) in self.planes.iter().zip(done.grads) {
@@ -886,7 +890,9 @@ impl Network {
             accumulate,
             ..Finish::default()
         };
-        if matches!(node.kind, Kind::MaxPool(_) | Kind::AvgPool(_)) && !accumulate {
+        if let (Kind::MaxPool(windows) | Kind::AvgPool(windows), false) = (node.kind, accumulate)
+            && !windows.tiles(&plane)
+        {
             plane.lines().for_each(|(_, line)| to[line].fill(0.0));
         }
         match (node.kind, &arranged.backward) {
@@ -895,10 +901,12 @@ impl Network {
             }
             (Kind::MaxPool(windows), _) => {
                 let winners = &group.winners[k];
-                windows.max_grad(self.level, (&out_plane, &grad), winners, (&plane, &mut to));
+                let input = (&plane, &mut to[..]);
+                windows.max_grad(self.level, (&out_plane, &grad), winners, input, accumulate);
             }
             (Kind::AvgPool(windows), _) => {
-                windows.mean_grad(self.level, (&out_plane, &grad), (&plane, &mut to));
+                let input = (&plane, &mut to[..]);
+                windows.mean_grad(self.level, (&out_plane, &grad), input, accumulate);
             }
             _ => {
                 let zeros = vec![0.0; plane.channels];
@@ -958,6 +966,10 @@ impl Network {
         else {
             return;
         };
+        // Nothing reads its result.
+        if done.iter().any(|done| done.grads[k + 1].is_none()) {
+            return;
+        }
         let take = |done: &mut Done| self.target(node.input, &mut done.grads);
         let (mut results, accumulate): (Vec<Buffer>, Vec<bool>) = done.iter_mut().map(take).unzip();
         let dense = Dense {
@@ -986,23 +998,23 @@ impl Network {
         let node = &self.nodes[k];
         let (plane, out_plane) = (self.planes[node.input], self.planes[k + 1]);
         let x = group.values[node.input].as_deref().unwrap_or_default();
-        let scratch = Plane {
-            channels: out_plane.channels * node.offsets.len(),
-            rows: 1,
-            columns: 1,
-            border: 0,
-        };
-        let mut lanes = self.shelf.take(scratch);
-        lanes.fill(0.0);
-        conv.weight_grad(
-            self.level,
-            (&plane, x),
-            &node.offsets,
-            (&out_plane, grad),
-            &mut lanes,
-        );
-        let weight = lanes.as_chunks().0.iter().map(fold).collect();
-        self.shelf.give(scratch, Some(lanes));
+        let terms = node.offsets.len();
+        // Output channels whose sums, sixteen lanes each, stay in cache until they are folded.
+        let block = (FOLDED / (terms * size_of::<[f32; LANES]>())).max(4);
+        let mut weight = Vec::with_capacity(out_plane.channels * terms);
+        for first in (0..out_plane.channels).step_by(block) {
+            let channels = first..(first + block).min(out_plane.channels);
+            let mut lanes = self.shelf.take_len(channels.len() * terms * LANES);
+            conv.weight_grad(
+                self.level,
+                (&plane, x),
+                &node.offsets,
+                (&out_plane, grad, channels),
+                &mut lanes,
+            );
+            weight.extend(lanes.as_chunks().0.iter().map(fold));
+            self.shelf.give_len(lanes);
+        }
         Sums {
             weight,
             bias: channel_sums(self.level, &out_plane, grad),
@@ -1183,7 +1195,8 @@ struct Sums {
 
 /// Shares added in the order of the groups.
 fn total<'a>(mut shares: impl Iterator<Item = &'a Sums>) -> [Option<Vec<f32>>; 2] {
-    let Some(first) = shares.next() else {
+    // Empty where nothing read the convolution's result.
+    let Some(first) = shares.next().filter(|first| !first.weight.is_empty()) else {
         return [None, None];
     };
     let Sums {

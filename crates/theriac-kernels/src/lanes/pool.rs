@@ -50,6 +50,14 @@ impl Windows {
         (self.kernel.0 * self.kernel.1) as f32
     }
 
+    /// Whether each pixel lies in exactly one window.
+    pub(crate) fn tiles(&self, plane: &Plane) -> bool {
+        self.kernel == self.stride
+            && self.padding == 0
+            && plane.rows.is_multiple_of(self.kernel.0)
+            && plane.columns.is_multiple_of(self.kernel.1)
+    }
+
     /// Windows in the order of their outputs.
     fn windows(&self, plane: &Plane, out: &Plane) -> impl Iterator<Item = Window> {
         let (windows, plane, out) = (*self, *plane, *out);
@@ -77,15 +85,19 @@ impl Windows {
         max(level, self, (plane, x), (out_plane, out), winners);
     }
 
-    /// Adds each output's gradient to the pixel that won.
+    /// Adds each output's gradient to the pixel that won; without `accumulate`, windows that
+    /// [tile](Self::tiles) the plane overwrite it.
     pub(crate) fn max_grad(
         &self,
         level: Level,
         (out_plane, grad): (&Plane, &[f32]),
         winners: &[Lane<u8>],
         (plane, grad_x): (&Plane, &mut [f32]),
+        accumulate: bool,
     ) {
-        max_grad(level, self, (out_plane, grad), winners, (plane, grad_x));
+        let add = accumulate || !self.tiles(plane);
+        let (output, input) = ((out_plane, grad), (plane, grad_x));
+        max_grad(level, self, output, winners, input, add);
     }
 
     /// The mean of each window; padding counts as zeros.
@@ -98,14 +110,17 @@ impl Windows {
         mean(level, self, (plane, x), (out_plane, out));
     }
 
-    /// Adds each output's gradient, divided by the window's size, to its pixels.
+    /// Adds each output's gradient, divided by the window's size, to its pixels; `accumulate` as in
+    /// [`Self::max_grad`].
     pub(crate) fn mean_grad(
         &self,
         level: Level,
         (out_plane, grad): (&Plane, &[f32]),
         (plane, grad_x): (&Plane, &mut [f32]),
+        accumulate: bool,
     ) {
-        mean_grad(level, self, (out_plane, grad), (plane, grad_x));
+        let add = accumulate || !self.tiles(plane);
+        mean_grad(level, self, (out_plane, grad), (plane, grad_x), add);
     }
 }
 
@@ -156,6 +171,7 @@ each_level! {
         output: (&Plane, &[f32]),
         winners: &[Lane<u8>],
         input: (&Plane, &mut [f32]),
+        add: bool,
     ) {
         let ((out_plane, grad), (plane, grad_x)) = (output, input);
         let from = plane.grid();
@@ -166,7 +182,8 @@ each_level! {
                 for column in window.columns.clone() {
                     let to = lane_mut(grad_x, from.at(window.channel, y, column));
                     for i in 0..LANES {
-                        to[i] += if winner[i] == tap { grad[i] } else { 0.0 };
+                        let g = if winner[i] == tap { grad[i] } else { 0.0 };
+                        to[i] = if add { to[i] + g } else { g };
                     }
                     tap += 1;
                 }
@@ -195,7 +212,12 @@ each_level! {
 }
 
 each_level! {
-    fn mean_grad(windows: &Windows, output: (&Plane, &[f32]), input: (&Plane, &mut [f32])) {
+    fn mean_grad(
+        windows: &Windows,
+        output: (&Plane, &[f32]),
+        input: (&Plane, &mut [f32]),
+        add: bool,
+    ) {
         let ((out_plane, grad), (plane, grad_x)) = (output, input);
         let (from, size) = (plane.grid(), windows.size());
         for window in windows.windows(plane, out_plane) {
@@ -204,7 +226,7 @@ each_level! {
                 for column in window.columns.clone() {
                     let to = lane_mut(grad_x, from.at(window.channel, y, column));
                     for i in 0..LANES {
-                        to[i] += share[i];
+                        to[i] = if add { to[i] + share[i] } else { share[i] };
                     }
                 }
             }

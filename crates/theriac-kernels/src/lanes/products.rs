@@ -269,11 +269,9 @@ dispatch! {
 const RESIDENT: usize = 256 * 1024;
 /// Bytes of the image that stay in cache while all weights pass over them.
 const BAND: usize = 640 * 1024;
-/// Columns and terms whose part of the image stays in the first cache while all weights pass over
-/// it; the sums wait in memory for the next terms, which does not change them.
+/// Columns whose part of the image, for some of the terms, stays in the first cache while all weights
+/// pass over it; the sums wait in memory for the next terms, which does not change them.
 const SPAN: usize = 9;
-const CHUNK: usize = 72;
-const MANY: usize = 512;
 
 /// A stretch of the output's positions and of the sums' terms.
 #[derive(Clone)]
@@ -309,16 +307,17 @@ unsafe fn blocks<
 ) {
     let (rows, terms) = (job.weights.rows, job.weights.terms);
     let mut partial = Buffer::default();
-    // Worth it where several blocks of rows read many terms.
-    let chunked = rows > 8 && terms > MANY;
+    // Worth it where several blocks of rows read many terms. Terms side by side share most of
+    // what a span reads.
+    let shared = matches!(job.offsets, [a, b, ..] if *b == a + LANES);
+    let (many, chunk) = if shared { (512, 72) } else { (96, 32) };
+    let chunked = rows > 8 && terms > many;
     let (span, chunk) = if chunked {
-        (SPAN, CHUNK)
+        partial = Buffer::zeros(rows.next_multiple_of(8) * SPAN * LANES);
+        (SPAN, chunk)
     } else {
         (job.columns, terms.max(1))
     };
-    if chunked {
-        partial = Buffer::zeros(rows.next_multiple_of(8) * SPAN * LANES);
-    }
     // Weights that stay in cache are read again for each row of the image; others for as many rows
     // as keep the image in cache, which is read for each block of weights.
     let by_row = chunked || size_of_val(job.weights.values) <= RESIDENT;
@@ -578,7 +577,7 @@ pub(crate) struct Pairs<'a> {
     pub(crate) columns: usize,
 }
 
-/// `sums[c, k, lane] += sum_{y, x} left[c, y, x, lane] right[position(y, x) + offset_k, lane]`.
+/// `sums[c, k, lane] = sum_{y, x} left[c, y, x, lane] right[position(y, x) + offset_k, lane]`.
 ///
 /// # Panics
 ///
@@ -661,9 +660,11 @@ unsafe fn pair<V: Vector, const C: usize, const K: usize>(
                 *offset = *job.offsets.get_unchecked(k + j);
             }
             let sums = sums.as_mut_ptr().add((c * terms + k) * LANES + lane);
-            for (i, totals) in totals.iter_mut().enumerate() {
-                for (j, total) in totals.iter_mut().enumerate() {
-                    *total = V::load(sums.add((i * terms + j) * LANES));
+            if y > 0 {
+                for (i, totals) in totals.iter_mut().enumerate() {
+                    for (j, total) in totals.iter_mut().enumerate() {
+                        *total = V::load(sums.add((i * terms + j) * LANES));
+                    }
                 }
             }
             let mut lefts = [V::splat(0.0); C];
