@@ -59,6 +59,9 @@ const WORKLOADS: [(&str, What, &str); 9] = [
     ),
 ];
 
+/// Seconds of a long round.
+const LONG: f64 = 10.0;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     Time,
@@ -76,7 +79,7 @@ pub(crate) struct Options {
     /// Only work on networks whose title contains this, and no kernels.
     #[arg(long)]
     only: Option<String>,
-    /// Rounds after the first, which is not counted.
+    /// Rounds after the first, which is not counted if it is short.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// After this many seconds of a workload, no more than three rounds.
@@ -309,7 +312,8 @@ fn alternate(commands: &mut [Command], what: What, options: &Options) -> Result<
         });
         let measured: Vec<f64> = measured.collect();
         eprintln!("  {measured:.3?}");
-        if warm {
+        // The first round is not counted, unless rounds are so long that warming up is nothing.
+        if warm || told[0].seconds > LONG {
             for (values, measured) in values.iter_mut().zip(measured) {
                 values.push(measured);
             }

@@ -36,7 +36,9 @@ impl LabelSource {
 }
 
 /// `w * mean CE(clean) + (1 - w) * mean CE(adversarial)` on the live network, both with the true
-/// labels, in one forward pass over 2N images: with batch norm, both share their statistics.
+/// labels, in one forward pass over 2N images: with batch norm, both share their statistics. Images
+/// without weight do not run: with w = 0 (PGD training of Madry et al. 2018) the statistics are those
+/// of the adversarial images.
 ///
 /// # Errors
 /// Those of the classifier.
@@ -47,6 +49,15 @@ pub fn mixture<C: Classifier>(
     clean_weight: f64,
     pass: &Pass<'_>,
 ) -> Result<Tensor> {
+    let alone = match clean_weight {
+        0.0 => Some(adversarial),
+        1.0 => Some(&batch.pixels),
+        _ => None,
+    };
+    if let Some(pixels) = alone {
+        let losses = twin.live.loss(pixels, &batch.target, pass)?;
+        return Ok(losses.mean_all()?);
+    }
     let both = Pixels::cat(&[batch.pixels.clone(), adversarial.clone()])?;
     let samples = [&batch.samples[..], &batch.samples[..]].concat();
     let pass = Pass {
