@@ -203,8 +203,6 @@ pub(crate) struct Finish<'a> {
     pub(crate) residual: Option<&'a [f32]>,
     /// Negative values become 0.
     pub(crate) relu: bool,
-    /// Values become 0 where this, laid out like the output, is not above 0.
-    pub(crate) gate: Option<&'a [f32]>,
     /// Added to what the output holds instead of overwriting it.
     pub(crate) accumulate: bool,
 }
@@ -244,8 +242,8 @@ pub(crate) fn products(level: Level, job: &Job<'_>, out: &mut [f32]) {
     );
     let end = job.to.end(channels, job.rows, job.columns);
     assert!(end <= out.len(), "products: out is too short");
-    for other in [job.finish.residual, job.finish.gate].into_iter().flatten() {
-        assert!(end <= other.len(), "products: an operand is too short");
+    if let Some(residual) = job.finish.residual {
+        assert!(end <= residual.len(), "products: residual is too short");
     }
     for values in [
         job.finish.bias,
@@ -549,9 +547,6 @@ unsafe fn finish<V: Vector, const P: usize>(
             }
             if f.relu {
                 value = value.positive();
-            }
-            if let Some(gate) = f.gate {
-                value = value.where_positive(V::load(gate.as_ptr().add(to)));
             }
             if f.accumulate {
                 value = value.plus(V::load(out.add(to)));

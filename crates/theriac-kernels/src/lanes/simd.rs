@@ -65,8 +65,6 @@ pub(crate) trait Vector: Copy {
     unsafe fn plus(self, other: Self) -> Self;
     /// `self` where it is above 0 or NaN, else 0: the rule of ReLU.
     unsafe fn positive(self) -> Self;
-    /// `self` where `gate` is above 0, else 0: the rule of ReLU's gradient.
-    unsafe fn where_positive(self, gate: Self) -> Self;
 }
 
 impl Vector for f32 {
@@ -100,10 +98,6 @@ impl Vector for f32 {
         } else {
             0.0
         }
-    }
-    #[inline(always)]
-    unsafe fn where_positive(self, gate: Self) -> Self {
-        if gate > 0.0 { self } else { 0.0 }
     }
 }
 
@@ -145,14 +139,6 @@ mod x86 {
             // SAFETY: see splat.
             unsafe { _mm512_max_ps(_mm512_setzero_ps(), self) }
         }
-        #[inline(always)]
-        unsafe fn where_positive(self, gate: Self) -> Self {
-            // SAFETY: see splat.
-            unsafe {
-                let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(gate, _mm512_setzero_ps());
-                _mm512_maskz_mov_ps(open, self)
-            }
-        }
     }
 
     impl Vector for __m256 {
@@ -186,14 +172,6 @@ mod x86 {
         unsafe fn positive(self) -> Self {
             // SAFETY: see splat.
             unsafe { _mm256_max_ps(_mm256_setzero_ps(), self) }
-        }
-        #[inline(always)]
-        unsafe fn where_positive(self, gate: Self) -> Self {
-            // SAFETY: see splat.
-            unsafe {
-                let open = _mm256_cmp_ps::<_CMP_GT_OQ>(gate, _mm256_setzero_ps());
-                _mm256_and_ps(open, self)
-            }
         }
     }
 }
@@ -235,14 +213,6 @@ mod neon {
             // Unlike maxnm, max passes NaN on.
             // SAFETY: see splat.
             unsafe { vmaxq_f32(vdupq_n_f32(0.0), self) }
-        }
-        #[inline(always)]
-        unsafe fn where_positive(self, gate: Self) -> Self {
-            // SAFETY: see splat.
-            unsafe {
-                let open = vcgtq_f32(gate, vdupq_n_f32(0.0));
-                vreinterpretq_f32_u32(vandq_u32(open, vreinterpretq_u32_f32(self)))
-            }
         }
     }
 }
