@@ -1,7 +1,7 @@
 //! Every objective trains, and every attack keeps its contract on what was trained.
 
 use candle_core::{DType, Device};
-use theriac::{Aim, Attack, Batch, Budget, Classifier, Labels, Result, Run, craft};
+use theriac::{Aim, Attack, Batch, Budget, Classifier, Labels, Model as _, Result, Run, craft};
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, MiFgsm, Pgd, Restarts, bim};

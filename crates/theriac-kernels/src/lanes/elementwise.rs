@@ -119,9 +119,10 @@ each_level! {
     }
 }
 
-/// `scale (g - g_mean) + slope (x - x_mean)` of each channel.
+/// `scale (g - g_mean) + slope (x - x_mean)` of each channel, for the first `images` lanes.
 #[derive(Default)]
 pub(crate) struct Slopes {
+    pub(crate) images: usize,
     pub(crate) scale: Vec<f32>,
     pub(crate) g_mean: Vec<f32>,
     pub(crate) slope: Vec<f32>,
@@ -129,13 +130,12 @@ pub(crate) struct Slopes {
 }
 
 each_level! {
-    /// `to = scale (g - g_mean) + slope (x - x_mean)` in the first `images` lanes, 0 in the others.
+    /// `to = slopes(x, grad)`, or adds it; 0 in the lanes without image.
     pub(crate) fn combine(
         plane: &Plane,
         x: &[f32],
         grad: &[f32],
         slopes: &Slopes,
-        images: usize,
         accumulate: bool,
         to: &mut [f32],
     ) {
@@ -150,7 +150,7 @@ each_level! {
                     values[i] = scale * (g[i] - g_mean) + slope * (x[i] - x_mean);
                 }
                 // Lanes without image had no part in the sums.
-                values[images..].fill(0.0);
+                values[slopes.images..].fill(0.0);
                 for i in 0..LANES {
                     to[i] = if accumulate { to[i] + values[i] } else { values[i] };
                 }

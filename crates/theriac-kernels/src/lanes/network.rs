@@ -849,7 +849,10 @@ impl Network {
         if let ((Some(grad), Some(moments), Some((gamma, _))), true) = (parts, needs[node.input]) {
             let x = group.values[node.input].as_deref().unwrap_or_default();
             let (mut to, accumulate) = self.target(node.input, &mut done.grads);
-            let mut slopes = Slopes::default();
+            let mut slopes = Slopes {
+                images: group.images,
+                ..Slopes::default()
+            };
             for (c, gamma) in gamma.iter().enumerate() {
                 let inv_std = moments.inv_std(c, node.eps());
                 let scale = f64::from(*gamma) * inv_std;
@@ -859,10 +862,7 @@ impl Network {
                 slopes.slope.push(slope as f32);
                 slopes.x_mean.push(moments.mean[c] as f32);
             }
-            let images = group.images;
-            combine(
-                self.level, plane, x, grad, &slopes, images, accumulate, &mut to,
-            );
+            combine(self.level, plane, x, grad, &slopes, accumulate, &mut to);
             done.grads[node.input] = Some(to);
         }
         self.shelf.give(*plane, grad);
