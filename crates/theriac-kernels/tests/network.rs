@@ -534,3 +534,121 @@ fn sizes_beyond_a_tile_are_exact() {
         check(&case).unwrap();
     }
 }
+
+const HUGE: [usize; 4] = [
+    usize::MAX,
+    usize::MAX / 2,
+    1 << (usize::BITS - 4),
+    (1 << (usize::BITS - 1)) + 1,
+];
+
+fn refused<T>(result: theriac_kernels::Result<T>, part: &str) {
+    let error = match result {
+        Ok(_) => panic!("accepted, expected an error with {part:?}"),
+        Err(error) => error.to_string(),
+    };
+    assert!(
+        error.contains("network") && error.contains(part),
+        "{error:?} lacks {part:?}"
+    );
+}
+
+#[test]
+fn empty_and_huge_shapes_are_refused_by_name() {
+    let step = |op| [Step { op, input: 0 }];
+    let relu = step(Op::Relu);
+    let half = 1 << (usize::BITS / 2);
+    for image in [[0, 4, 4], [1, 0, 4], [1, 4, 0]] {
+        refused(Network::new(image, &relu), &format!("{image:?}"));
+    }
+    for huge in HUGE {
+        for image in [[huge, 1, 1], [1, huge, 1], [1, 1, huge], [1, half, half]] {
+            refused(Network::new(image, &relu), &format!("{image:?}"));
+            let linear = step(Op::Linear { outputs: 1 });
+            refused(Network::new(image, &linear), &format!("{image:?}"));
+        }
+        let conv = |outputs, kernel, stride, padding, dilation| {
+            let op = Op::Conv {
+                outputs,
+                kernel,
+                stride,
+                padding,
+                dilation,
+            };
+            Network::new([1, 4, 4], &step(op))
+        };
+        let text = huge.to_string();
+        refused(conv(huge, (2, 2), 1, 0, 1), &text);
+        refused(conv(1, (huge, 2), 1, 0, 1), &text);
+        refused(conv(1, (2, huge), 1, huge / 2, 1), &text);
+        refused(conv(1, (2, 2), huge, 0, 1), &text);
+        refused(conv(1, (2, 2), 1, huge, 1), &text);
+        refused(conv(1, (2, 2), 1, 0, huge), &text);
+        refused(
+            Network::new([1, 4, 4], &step(Op::Linear { outputs: huge })),
+            &text,
+        );
+        for (kernel, stride, padding) in [(huge, 1, 0), (2, huge, 0), (2, 1, huge)] {
+            let max = Op::MaxPool {
+                kernel,
+                stride,
+                padding,
+            };
+            let mean = Op::AvgPool {
+                kernel,
+                stride,
+                padding,
+            };
+            refused(Network::new([1, 4, 4], &step(max)), &text);
+            refused(Network::new([1, 4, 4], &step(mean)), &text);
+        }
+    }
+    let network = Network::new([1, 2, 2], &relu).unwrap();
+    let prepared = network.prepare(&[[None; 4]], true).unwrap();
+    refused(network.forward(&prepared, &[], false), "images");
+}
+
+/// Parameters and traces belong to one network.
+#[test]
+fn what_another_network_made_is_refused() {
+    let conv = |outputs, side| Step {
+        op: Op::Conv {
+            outputs,
+            kernel: (side, side),
+            stride: 1,
+            padding: side / 2,
+            dilation: 1,
+        },
+        input: 0,
+    };
+    let one = Network::new([1, 3, 3], &[conv(1, 3)]).unwrap();
+    let other = Network::new([1, 3, 3], &[conv(1, 1)]).unwrap();
+    let weight = |len| [[Some(&[1f32; 9][..len]), None, None, None]];
+    let of_one = one.prepare(&weight(9), true).unwrap();
+    let of_other = other.prepare(&weight(1), true).unwrap();
+    let x = [1f32; 9];
+    let want = Want {
+        images: true,
+        parameters: vec![false],
+    };
+    refused(one.forward(&of_other, &x, false), "another");
+    let trace = |network: &Network, prepared| network.forward(prepared, &x, true).unwrap().trace;
+    let (trace_one, trace_other) = (
+        trace(&one, &of_one).unwrap(),
+        trace(&other, &of_other).unwrap(),
+    );
+    refused(one.backward(&of_one, &trace_other, &x, &want), "another");
+    refused(one.backward(&of_other, &trace_one, &x, &want), "another");
+    // Without them the gradient by the images would be something else.
+    let forward_only = one.prepare(&weight(9), false).unwrap();
+    refused(
+        one.backward(&forward_only, &trace_one, &x, &want),
+        "backward",
+    );
+    let weights = Want {
+        images: false,
+        parameters: vec![true],
+    };
+    one.backward(&forward_only, &trace_one, &x, &weights)
+        .unwrap();
+}

@@ -27,7 +27,9 @@ struct Reach {
 impl Conv {
     /// Size of an axis after the convolution, if the kernel fits.
     pub(crate) fn out(&self, size: usize, kernel: usize) -> Option<usize> {
-        let room = (size + 2 * self.padding).checked_sub(self.dilation * (kernel - 1) + 1)?;
+        let span = self.dilation.checked_mul(kernel - 1)?.checked_add(1)?;
+        let room = size.checked_add(self.padding.checked_mul(2)?)?;
+        let room = room.checked_sub(span)?;
         Some(room / self.stride + 1)
     }
 

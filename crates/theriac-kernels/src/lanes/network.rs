@@ -16,7 +16,8 @@ use super::pool::Windows;
 use super::products::{Finish, Packed};
 use super::simd::Level;
 use crate::Statistics;
-use crate::error::{Error, Result, check_len, geometry};
+use crate::conv::MAX_STEP;
+use crate::error::{Error, Result, check_len, elements, geometry};
 
 /// What a step of a network computes from one value, or from two.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -358,6 +359,11 @@ impl Network {
         let mut planes = vec![plane(shapes[0])];
         planes.extend(nodes.iter().map(|node| plane(shapes[node.step + 1])));
         widen(&mut planes, &nodes);
+        for plane in &planes {
+            let border = 2 * plane.border;
+            let shape = [plane.channels, plane.rows + border, plane.columns + border];
+            check_size("network: the shape of a value with its border", shape)?;
+        }
         for node in &mut nodes {
             node.offsets = match node.kind {
                 Kind::Conv(conv) => conv.offsets(&planes[node.input]),
@@ -477,9 +483,10 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// If `images` is empty or no whole number of images, or a norm over the batch meets a single
-    /// value in a channel.
+    /// If `prepared` is another network's, `images` is empty or no whole number of images, or a norm
+    /// over the batch meets a single value in a channel.
     pub fn forward(&self, prepared: &Prepared, images: &[f32], keep: bool) -> Result<Output> {
+        self.own("network: the prepared parameters", &prepared.shelf)?;
         let pixels = self.planes[0].pixels();
         let count = images.len() / pixels;
         check_len("network: images", images, count.max(1) * pixels)?;
@@ -560,6 +567,18 @@ impl Network {
             trace,
             statistics,
         })
+    }
+
+    /// Refuses what another network made.
+    fn own(&self, what: &'static str, shelf: &Arc<Shelf>) -> Result<()> {
+        if Arc::ptr_eq(shelf, &self.shelf) {
+            return Ok(());
+        }
+        Err(geometry(
+            what,
+            "another network's",
+            "pass what this one made",
+        ))
     }
 
     /// The nodes in stretches that start at norms over the batch and at fully connected layers.
@@ -662,8 +681,8 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// If `grad_out` has the wrong length, or a gradient is wanted that
-    /// [`Self::has_parameter_gradients`] excludes.
+    /// If `prepared` or `trace` is another network's or not for backward passes, `grad_out` has the
+    /// wrong length, or a gradient is wanted that [`Self::has_parameter_gradients`] excludes.
     pub fn backward(
         &self,
         prepared: &Prepared,
@@ -682,7 +701,20 @@ impl Network {
                 "a norm with fixed statistics has none here",
             ));
         }
+        self.own("network: the prepared parameters", &prepared.shelf)?;
+        self.own("network: the trace", &trace.shelf)?;
         let needs = self.needs(want);
+        let lacks = |(k, node): (usize, &Node)| {
+            let sums = matches!(node.kind, Kind::Conv(_) | Kind::Linear);
+            sums && needs[node.input] && prepared.nodes[k].backward.is_none()
+        };
+        if self.nodes.iter().enumerate().any(lacks) {
+            return Err(geometry(
+                "network: the prepared parameters",
+                "for forward passes alone",
+                "prepare them for backward passes",
+            ));
+        }
         let mut images = vec![
             0f32;
             if want.images {
@@ -1271,15 +1303,26 @@ fn given<'a>(what: &'static str, slice: Option<&'a [f32]>, len: usize) -> Result
     Ok(slice)
 }
 
+/// Refuses values of which sixteen are more than a core's work should be.
+fn check_size(what: &'static str, shape: [usize; 3]) -> Result<()> {
+    const MOST: usize = u32::MAX as usize / LANES;
+    if elements(what, &shape)? > MOST {
+        let fix = "use smaller images or fewer channels";
+        return Err(geometry(what, format!("{shape:?}"), fix));
+    }
+    Ok(())
+}
+
 /// Shapes of all values.
 fn shapes(image: [usize; 3], steps: &[Step]) -> Result<Vec<[usize; 3]>> {
     if image.contains(&0) || steps.is_empty() {
         return Err(geometry(
-            "the network",
+            "network",
             format!("{} steps on an image of shape {image:?}", steps.len()),
             "give it at least one step and a non-empty image",
         ));
     }
+    check_size("network: the image's shape", image)?;
     let mut shapes = vec![image];
     for (i, step) in steps.iter().enumerate() {
         let refuse = |fix: &str| -> Error {
@@ -1305,6 +1348,9 @@ fn shapes(image: [usize; 3], steps: &[Step]) -> Result<Vec<[usize; 3]>> {
                     return Err(refuse(
                         "outputs, kernel, stride and dilation must be at least 1",
                     ));
+                }
+                if [stride, padding, dilation].iter().any(|&v| v > MAX_STEP) {
+                    return Err(refuse("stride, padding and dilation may be at most 65536"));
                 }
                 let conv = Conv {
                     kernel,
@@ -1341,9 +1387,10 @@ fn shapes(image: [usize; 3], steps: &[Step]) -> Result<Vec<[usize; 3]>> {
                 padding,
             } => {
                 let windows = Windows::square(kernel, stride, padding);
-                if kernel == 0 || stride == 0 || padding > kernel / 2 {
+                if kernel == 0 || stride == 0 || padding > kernel / 2 || stride > MAX_STEP {
                     return Err(refuse(
-                        "kernel and stride must be at least 1, padding at most half",
+                        "kernel and stride must be at least 1, padding at most half the kernel, \
+                         stride at most 65536",
                     ));
                 }
                 match windows.out(h, w) {
@@ -1351,6 +1398,15 @@ fn shapes(image: [usize; 3], steps: &[Step]) -> Result<Vec<[usize; 3]>> {
                     None => return Err(refuse("the window must fit in the padded image")),
                 }
             }
+        };
+        check_size("network: the shape of a step's value", shape)?;
+        let what = "network: the shape of a step's weight";
+        match step.op {
+            Op::Conv {
+                outputs, kernel, ..
+            } => elements(what, &[outputs, c, kernel.0, kernel.1])?,
+            Op::Linear { outputs } => elements(what, &[outputs, c, h, w])?,
+            _ => 0,
         };
         if let Op::MaxPool { kernel, .. } = step.op
             && kernel > 15

@@ -31,7 +31,8 @@ impl Windows {
     /// Rows and columns of the result, if the window fits.
     pub(crate) fn out(&self, rows: usize, columns: usize) -> Option<(usize, usize)> {
         let axis = |size: usize, kernel: usize, stride: usize| {
-            let room = (size + 2 * self.padding).checked_sub(kernel)?;
+            let room = size.checked_add(self.padding.checked_mul(2)?)?;
+            let room = room.checked_sub(kernel)?;
             Some(room / stride + 1)
         };
         Some((
@@ -47,7 +48,7 @@ impl Windows {
     }
 
     fn size(&self) -> f32 {
-        (self.kernel.0 * self.kernel.1) as f32
+        self.kernel.0 as f32 * self.kernel.1 as f32
     }
 
     /// Whether each pixel lies in exactly one window.
