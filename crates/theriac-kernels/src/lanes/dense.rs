@@ -9,6 +9,8 @@ use super::simd::Level;
 
 /// Groups that are multiplied at once.
 const GROUPS: usize = 12;
+/// Bytes of weights that stay in cache.
+const RESIDENT: usize = 1 << 20;
 /// Terms and outputs of one task.
 const TERMS: usize = 256;
 const OUTPUTS: usize = 32;
@@ -34,13 +36,15 @@ pub(crate) struct Dense<'a> {
 impl Dense<'_> {
     /// From the inputs of all groups to their results.
     pub(crate) fn run(&self, inputs: &[&[f32]], results: &mut [&mut [f32]]) {
-        let parts = inputs
-            .par_chunks(GROUPS)
-            .zip(results.par_chunks_mut(GROUPS));
+        // Weights that stay in cache need no company.
+        let small = self.weights.bytes() <= RESIDENT;
+        let groups = if small { 1 } else { GROUPS };
+        let parts = inputs.par_chunks(groups);
+        let parts = parts.zip(results.par_chunks_mut(groups));
         match inputs.len() {
             // No task of its own: attacks call this from within one.
             1 => self.part(inputs, results, false),
-            _ => parts.for_each(|(inputs, results)| self.part(inputs, results, true)),
+            _ => parts.for_each(|(inputs, results)| self.part(inputs, results, !small)),
         }
     }
 

@@ -145,6 +145,10 @@ impl Packed {
         }
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&self.values[..])
+    }
+
     pub(crate) fn all(&self) -> Rows<'_> {
         self.part(0, self.rows)
     }
