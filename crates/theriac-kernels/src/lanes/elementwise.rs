@@ -43,11 +43,11 @@ each_level! {
 }
 
 each_level! {
-    /// `grad = 0` where `value` is not above 0: the gradient of a ReLU.
+    /// `grad = 0` where `value` is at most 0: the gradient of a ReLU, which lets NaN through.
     pub(crate) fn gate(plane: &Plane, value: &[f32], grad: &mut [f32]) {
         for (_, line) in plane.lines() {
             for (g, &v) in grad[line.clone()].iter_mut().zip(&value[line]) {
-                *g = if v > 0.0 { *g } else { 0.0 };
+                *g = if v <= 0.0 { 0.0 } else { *g };
             }
         }
     }

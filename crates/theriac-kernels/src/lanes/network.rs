@@ -1963,6 +1963,22 @@ mod tests {
     }
 
     #[test]
+    fn a_relu_is_shut_at_zero_and_lets_nan_through() {
+        let network = Network::new([1, 2, 2], &[step(Op::Relu, 0)]).unwrap();
+        let prepared = network.prepare(&[[None; 4]], true).unwrap();
+        let x = [-1.0, 0.0, 2.0, f32::NAN];
+        let out = network.forward(&prepared, &x, true).unwrap();
+        assert_eq!(out.values[..3], [0.0, 0.0, 2.0]);
+        assert!(out.values[3].is_nan());
+        let want = everything(&network, true);
+        let grads = network.backward(&prepared, &out.trace.unwrap(), &[5.0; 4], &want);
+        let mut expected = [0f32; 4];
+        crate::relu_grad(&x, &[5.0; 4], &mut expected).unwrap();
+        assert_eq!(grads.unwrap().images.unwrap(), expected);
+        assert_eq!(expected, [0.0, 0.0, 5.0, 5.0]);
+    }
+
+    #[test]
     fn refuses_what_does_not_fit() {
         let text = |steps: &[Step]| Network::new([1, 4, 4], steps).unwrap_err().to_string();
         assert!(text(&[]).contains("0 steps"));
