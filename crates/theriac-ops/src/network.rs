@@ -74,7 +74,8 @@ impl PreparedCache {
         network: &Network,
         make: impl FnOnce() -> Result<Prepared>,
     ) -> Result<Prepared> {
-        // Held while arranging, so that parallel tasks wait instead of doing it all at once.
+        // Held while arranging, so that parallel tasks wait instead of doing it all at once. What
+        // arranges must not start tasks of its own: this thread might get one that waits here.
         let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = cache.get(&network.id) {
             return Ok(prepared.clone());

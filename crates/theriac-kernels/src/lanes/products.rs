@@ -132,11 +132,14 @@ impl Packed {
         let room = rows / 8 * 8 + height(rows % 8);
         let mut values = shelf.take_len(room * terms);
         let task = (PACK / (8 * terms).max(1)).max(1) * 8;
-        if rows <= task && terms > 0 {
-            pack(0, &mut values[..room * terms]);
-        } else if terms > 0 {
-            let parts = values[..room * terms].par_chunks_mut(task * terms);
-            parts.enumerate().for_each(|(i, to)| pack(i * task, to));
+        // A task waits for its parts by doing other tasks, which must not happen here: a task that
+        // packs may hold what the others wait for.
+        let alone = rows <= task || rayon::current_thread_index().is_some();
+        let (size, packed) = ((task * terms).max(1), &mut values[..room * terms]);
+        let pack = |(i, to): (usize, &mut [f32])| pack(i * task, to);
+        match alone {
+            true => packed.chunks_mut(size).enumerate().for_each(pack),
+            false => packed.par_chunks_mut(size).enumerate().for_each(pack),
         }
         Self {
             values,
