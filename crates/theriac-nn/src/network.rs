@@ -243,7 +243,9 @@ impl Network {
         let tracked = |t: &Option<Tensor>| t.as_ref().is_some_and(Tensor::track_op);
         let backward = x.track_op() || parameters.iter().any(|step| step.iter().any(tracked));
         let prepared = match pass.prepared {
-            Some(cache) if stored => cache.get_or(&tape, || tape.prepare(&parameters, true))?,
+            Some(cache) if stored => {
+                cache.get_or(&tape, || tape.prepare_alone(&parameters, true))?
+            }
             _ => tape.prepare(&parameters, backward)?,
         };
         let (y, moments) = tape.forward(&prepared, x, &parameters)?;

@@ -142,6 +142,28 @@ impl Network {
     ///
     /// If a parameter is missing, has the wrong size or is not f32 on the CPU.
     pub fn prepare(&self, parameters: &[Parameters], backward: bool) -> Result<Prepared> {
+        self.arrange(parameters, |slices| self.network.prepare(slices, backward))
+    }
+
+    /// [`Self::prepare`] on the calling thread, which passes with the result do not leave either:
+    /// for tasks that run beside each other on parts of a batch.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::prepare`].
+    pub fn prepare_alone(&self, parameters: &[Parameters], backward: bool) -> Result<Prepared> {
+        self.arrange(parameters, |slices| {
+            self.network.prepare_alone(slices, backward)
+        })
+    }
+
+    fn arrange(
+        &self,
+        parameters: &[Parameters],
+        prepare: impl FnOnce(
+            &[kernels::Parameters<'_>],
+        ) -> std::result::Result<kernels::Prepared, theriac_kernels::Error>,
+    ) -> Result<Prepared> {
         let whole: Vec<[Option<Tensor>; 4]> = parameters
             .iter()
             .map(|step| each(step, |t| t.contiguous()))
@@ -154,10 +176,8 @@ impl Network {
             .iter()
             .map(|step| each(step, View::slice))
             .collect::<Result<_>>()?;
-        let prepared = self.network.prepare(&slices, backward);
-        Ok(Prepared(Arc::new(
-            prepared.map_err(candle_core::Error::wrap)?,
-        )))
+        let prepared = prepare(&slices).map_err(candle_core::Error::wrap)?;
+        Ok(Prepared(Arc::new(prepared)))
     }
 
     /// The result for images (N, C, H, W), or (N, C H W), and the statistics of each norm over the

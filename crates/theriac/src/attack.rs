@@ -9,6 +9,9 @@ use crate::{Error, Model, Pass, Pixels, Result, Target};
 /// small, so that a task's activations stay in a core's cache.
 pub const CHUNK: usize = 16;
 
+/// Images that are cut in tasks of twice as many.
+const MANY: usize = 512;
+
 /// Where the loss should go.
 #[derive(Debug)]
 pub enum Aim<'a, T> {
@@ -86,8 +89,9 @@ impl<M: Model + ?Sized, A: Attack<M> + ?Sized> Attack<M> for &A {
     }
 }
 
-/// [`Attack::perturb`] over threads: on a CPU the batch is cut into tasks of [`CHUNK`] images,
-/// each of which runs its whole attack on one core; elsewhere it stays whole.
+/// [`Attack::perturb`] over threads: on a CPU the batch is cut into tasks of [`CHUNK`] images, or
+/// twice as many of a large batch, each of which runs its whole attack on one core; elsewhere it
+/// stays whole. Results do not depend on the cut.
 ///
 /// # Errors
 /// Those of the attack.
@@ -128,7 +132,13 @@ pub fn over_chunks<T: Target>(
     })?;
     let n = first.len();
     let on_cpu = first.tensor().device().is_cpu();
-    let chunk = if on_cpu { CHUNK } else { n };
+    // A batch that is large enough for many cores is cut in larger tasks, which read weights less
+    // often.
+    let chunk = match n {
+        _ if !on_cpu => n,
+        0..MANY => CHUNK,
+        _ => 2 * CHUNK,
+    };
     let starts: Vec<usize> = (0..n).step_by(chunk).collect();
     // No parameter changes while `f` runs.
     let prepared = PreparedCache::default();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::LANES;
-use super::plane::{Plane, Shelf};
+use super::plane::{Plane, Room, Shelf};
 use super::products::{Finish, Grid, Job, Packed, Pairs, correlations, products};
 use super::simd::Level;
 
@@ -160,7 +160,7 @@ struct Phase {
 impl Backward {
     /// From weights (out channels, in channels, kernel), each output channel scaled.
     pub(crate) fn new(
-        shelf: &Shelf,
+        room: Room<'_>,
         conv: &Conv,
         x: &Plane,
         out: &Plane,
@@ -187,7 +187,7 @@ impl Backward {
                         }
                     }
                 }
-                let weights = Packed::new(shelf, x.channels, taps.len(), |c, to| {
+                let weights = Packed::new(room, x.channels, taps.len(), |c, to| {
                     for (to, &(o, tap)) in to.iter_mut().zip(&taps) {
                         let weight = weight[(o * x.channels + c) * kh * kw + tap];
                         *to = scale.map_or(weight, |scale| scale[o] * weight);

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::LANES;
-use super::plane::{Buffer, Plane, Shelf};
+use super::plane::{Buffer, Plane, Room, Shelf};
 use super::products::{Finish, Grid, Job, Packed, products};
 use super::simd::Level;
 
@@ -21,7 +21,7 @@ const BAND: usize = 15;
 #[derive(Clone, Copy)]
 pub(crate) struct Dense<'a> {
     pub(crate) level: Level,
-    pub(crate) shelf: &'a Shelf,
+    pub(crate) room: Room<'a>,
     pub(crate) weights: &'a Packed,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) relu: bool,
@@ -39,12 +39,15 @@ impl Dense<'_> {
         // Weights that stay in cache need no company.
         let small = self.weights.bytes() <= RESIDENT;
         let groups = if small { 1 } else { GROUPS };
-        let parts = inputs.par_chunks(groups);
-        let parts = parts.zip(results.par_chunks_mut(groups));
-        match inputs.len() {
-            // No task of its own: attacks call this from within one.
-            1 => self.part(inputs, results, false),
-            _ => parts.for_each(|(inputs, results)| self.part(inputs, results, !small)),
+        let part = |(inputs, results): (&[&[f32]], &mut [&mut [f32]])| {
+            self.part(inputs, results, !small && !self.room.alone);
+        };
+        if self.room.alone || inputs.len() == 1 {
+            let parts = inputs.chunks(groups);
+            parts.zip(results.chunks_mut(groups)).for_each(part);
+        } else {
+            let parts = inputs.par_chunks(groups);
+            parts.zip(results.par_chunks_mut(groups)).for_each(part);
         }
     }
 
@@ -54,7 +57,7 @@ impl Dense<'_> {
         let mut all = Buffer::default();
         if groups > 1 {
             // (terms, groups, 16): the groups' vectors of a term side by side.
-            all = self.shelf.take_len(self.from.len() * line);
+            all = self.room.shelf.take_len(self.from.len() * line);
             blocks(&mut all, TERMS * line, parallel, |i, x| {
                 let places = self.from[i * TERMS..].iter();
                 for (to, &place) in x.chunks_exact_mut(line).zip(places) {
@@ -69,7 +72,7 @@ impl Dense<'_> {
             1 => (inputs[0], self.from),
             _ => (&all[..], &lines[..]),
         };
-        let mut out = self.shelf.take_len(self.to.len() * line);
+        let mut out = self.room.shelf.take_len(self.to.len() * line);
         blocks(&mut out, OUTPUTS * line, parallel, |i, out| {
             let grid = |channel| Grid {
                 start: 0,
@@ -105,9 +108,9 @@ impl Dense<'_> {
             true => results.par_iter_mut().enumerate().for_each(scatter),
             false => results.iter_mut().enumerate().for_each(scatter),
         }
-        self.shelf.give_len(out);
+        self.room.shelf.give_len(out);
         if groups > 1 {
-            self.shelf.give_len(all);
+            self.room.shelf.give_len(all);
         }
     }
 }
@@ -149,7 +152,11 @@ pub(crate) fn weight_grad(
     for row in grads[..images * outputs].chunks_exact(outputs) {
         bias.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
     }
-    let packed = Packed::transposed(shelf, &grads[..images * outputs], outputs, None);
+    let room = Room {
+        shelf,
+        alone: false,
+    };
+    let packed = Packed::transposed(room, &grads[..images * outputs], outputs, None);
     let offsets: Vec<usize> = (0..images).map(|image| image * width).collect();
     let mut weight = vec![0f32; outputs * terms];
     blocks(&mut weight, OUTPUTS * terms, true, |i, rows| {

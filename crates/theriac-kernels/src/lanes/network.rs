@@ -11,7 +11,7 @@ use super::dense::{Dense, Pair, weight_grad};
 use super::elementwise::{
     Slopes, channel_sums, combine, fold, gate, grad_sums, pointwise, squares, sums,
 };
-use super::plane::{Buffer, Plane, Shelf};
+use super::plane::{Buffer, Plane, Room, Shelf};
 use super::pool::Windows;
 use super::products::{Finish, Packed};
 use super::simd::Level;
@@ -165,6 +165,7 @@ enum Kind {
 pub struct Prepared {
     nodes: Vec<Arranged>,
     shelf: Arc<Shelf>,
+    alone: bool,
 }
 
 impl Drop for Prepared {
@@ -404,6 +405,26 @@ impl Network {
     ///
     /// If a parameter is missing or has the wrong length.
     pub fn prepare(&self, parameters: &[Parameters<'_>], backward: bool) -> Result<Prepared> {
+        self.arrange(parameters, backward, false)
+    }
+
+    /// [`Self::prepare`] on the calling thread, which passes with the result do not leave either:
+    /// for tasks that run beside each other on parts of a batch.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::prepare`].
+    pub fn prepare_alone(&self, parameters: &[Parameters<'_>], backward: bool) -> Result<Prepared> {
+        self.arrange(parameters, backward, true)
+    }
+
+    fn arrange(
+        &self,
+        parameters: &[Parameters<'_>],
+        backward: bool,
+        alone: bool,
+    ) -> Result<Prepared> {
+        let room = self.room(alone);
         check_len("network: parameters", parameters, self.steps.len())?;
         let nodes = self.nodes.iter().enumerate().map(|(k, node)| {
             let (x, out) = (self.planes[node.input], self.planes[k + 1]);
@@ -425,16 +446,15 @@ impl Network {
                     check_len("network: bias", bias, out.channels)?;
                     arranged.bias = Some(bias.to_vec());
                 }
-                arranged.forward = Packed::new(&self.shelf, out.channels, terms, |row, to| {
+                arranged.forward = Packed::new(room, out.channels, terms, |row, to| {
                     to.copy_from_slice(&weight[row * terms..][..terms]);
                 });
                 if backward {
                     arranged.backward = Some(match node.kind {
                         Kind::Conv(conv) => {
-                            let shelf = &self.shelf;
-                            Back::Conv(Backward::new(shelf, &conv, &x, &out, weight, scale))
+                            Back::Conv(Backward::new(room, &conv, &x, &out, weight, scale))
                         }
-                        _ => Back::Linear(Packed::transposed(&self.shelf, weight, terms, scale)),
+                        _ => Back::Linear(Packed::transposed(room, weight, terms, scale)),
                     });
                 }
             }
@@ -443,7 +463,15 @@ impl Network {
         Ok(Prepared {
             nodes: nodes.collect::<Result<_>>()?,
             shelf: self.shelf.clone(),
+            alone,
         })
+    }
+
+    fn room(&self, alone: bool) -> Room<'_> {
+        Room {
+            shelf: &self.shelf,
+            alone,
+        }
     }
 
     /// Scale and shift of a norm.
@@ -502,26 +530,30 @@ impl Network {
             if self.is_linear(stage.start) && !stage.is_empty() {
                 self.linear(stage.start, prepared, &mut groups);
             }
-            let parts = each(groups.iter_mut().enumerate(), |(i, group)| {
-                if stage.start == 0 {
-                    let first = i * LANES * pixels;
-                    self.begin(&images[first..][..group.images * pixels], group);
-                }
-                for k in stage.clone() {
-                    if !self.is_linear(k) {
-                        self.run(k, prepared, &moments, group);
+            let parts = each(
+                prepared.alone,
+                groups.iter_mut().enumerate(),
+                |(i, group)| {
+                    if stage.start == 0 {
+                        let first = i * LANES * pixels;
+                        self.begin(&images[first..][..group.images * pixels], group);
                     }
-                    let spent = if keep { &[][..] } else { &self.spent[k] };
-                    for &v in spent {
-                        self.shelf.give(self.planes[v], group.values[v].take());
+                    for k in stage.clone() {
+                        if !self.is_linear(k) {
+                            self.run(k, prepared, &moments, group);
+                        }
+                        let spent = if keep { &[][..] } else { &self.spent[k] };
+                        for &v in spent {
+                            self.shelf.give(self.planes[v], group.values[v].take());
+                        }
                     }
-                }
-                self.is_batch_norm(next).then(|| {
-                    let v = self.nodes[next].input;
-                    let x = group.values[v].as_deref().unwrap_or_default();
-                    Moments::of(self.level, &self.planes[v], x, group.images)
-                })
-            });
+                    self.is_batch_norm(next).then(|| {
+                        let v = self.nodes[next].input;
+                        let x = group.values[v].as_deref().unwrap_or_default();
+                        Moments::of(self.level, &self.planes[v], x, group.images)
+                    })
+                },
+            );
             if self.is_batch_norm(next) {
                 let whole = Moments::joined(parts.into_iter().flatten());
                 let values = whole.count;
@@ -539,15 +571,19 @@ impl Network {
         let out_pixels = self.planes[last].pixels();
         let mut values = vec![0f32; count * out_pixels];
         let parts = values.chunks_mut(LANES * out_pixels);
-        each(groups.iter_mut().zip(parts), |(group, out)| {
-            if let Some(value) = &group.values[last] {
-                self.planes[last].gather(value, out);
-            }
-            if !keep {
-                self.shelf
-                    .give(self.planes[last], group.values[last].take());
-            }
-        });
+        each(
+            prepared.alone,
+            groups.iter_mut().zip(parts),
+            |(group, out)| {
+                if let Some(value) = &group.values[last] {
+                    self.planes[last].gather(value, out);
+                }
+                if !keep {
+                    self.shelf
+                        .give(self.planes[last], group.values[last].take());
+                }
+            },
+        );
         let mut statistics = vec![None; self.steps.len()];
         for (k, node) in self.nodes.iter().enumerate() {
             if let (Kind::BatchNorm(eps), Some(moments)) = (node.kind, &moments[k]) {
@@ -656,7 +692,7 @@ impl Network {
         let out_plane = self.planes[k + 1];
         let dense = Dense {
             level: self.level,
-            shelf: &self.shelf,
+            room: self.room(prepared.alone),
             weights: &arranged.forward,
             bias: arranged.bias.as_deref(),
             relu: node.relu,
@@ -729,7 +765,7 @@ impl Network {
         let mut products: Vec<Option<NormSums>> = vec![None; self.nodes.len()];
         for stage in self.stages().into_iter().rev() {
             let work = trace.groups.iter().zip(&mut done).enumerate();
-            let sums = each(work, |(i, (group, done))| {
+            let sums = each(prepared.alone, work, |(i, (group, done))| {
                 if stage.end == self.nodes.len() {
                     let first = i * LANES * out_pixels;
                     self.end(&grad_out[first..][..group.images * out_pixels], done);
@@ -760,15 +796,19 @@ impl Network {
                 self.linear_backward(stage.start, prepared, &mut done, &needs);
             }
         }
-        each(done.iter_mut().zip(parts), |(done, grad_x)| {
-            if let Some(grad) = done.grads[0].take() {
-                self.planes[0].gather(&grad, grad_x);
-                self.shelf.give(self.planes[0], Some(grad));
-            }
-        });
+        each(
+            prepared.alone,
+            done.iter_mut().zip(parts),
+            |(done, grad_x)| {
+                if let Some(grad) = done.grads[0].take() {
+                    self.planes[0].gather(&grad, grad_x);
+                    self.shelf.give(self.planes[0], Some(grad));
+                }
+            },
+        );
         let nodes = self.nodes.iter().enumerate();
         let wanted = nodes.filter(|(_, node)| want.parameters[node.step]);
-        let computed = each(wanted, |(k, node)| match node.kind {
+        let computed = each(prepared.alone, wanted, |(k, node)| match node.kind {
             Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
             Kind::Linear => self.linear_grads(k, trace, &done),
             Kind::BatchNorm(_) => products[k].as_ref().map_or([None, None], NormSums::grads),
@@ -1006,7 +1046,7 @@ impl Network {
         let (mut results, accumulate): (Vec<Buffer>, Vec<bool>) = done.iter_mut().map(take).unzip();
         let dense = Dense {
             level: self.level,
-            shelf: &self.shelf,
+            room: self.room(prepared.alone),
             weights: packed,
             bias: None,
             relu: false,
@@ -1189,15 +1229,16 @@ impl NormSums {
     }
 }
 
-/// `f` of every item: in parallel if there are several.
+/// `f` of every item: in parallel if there are several and others may help.
 fn each<T: Send, R: Send>(
+    alone: bool,
     items: impl Iterator<Item = T>,
     f: impl Fn(T) -> R + Sync + Send,
 ) -> Vec<R> {
     let items: Vec<T> = items.collect();
-    match items.len() {
-        1 => items.into_iter().map(f).collect(),
-        _ => items.into_par_iter().map(f).collect(),
+    match alone || items.len() == 1 {
+        true => items.into_iter().map(f).collect(),
+        false => items.into_par_iter().map(f).collect(),
     }
 }
 
@@ -1924,10 +1965,16 @@ mod tests {
             let network = Network::new(image, &steps).unwrap();
             let [x, grad] = inputs(&network, 40);
             same_for_threads(|| run(&network, &parameters, &x, &grad).concat());
+            let all = run(&network, &parameters, &x, &grad);
+            let alone = network.prepare_alone(&borrowed(&parameters), true).unwrap();
+            let out = network.forward(&alone, &x, true).unwrap();
+            let (trace, want) = (out.trace.unwrap(), everything(&network, true));
+            let grads = network.backward(&alone, &trace, &grad, &want).unwrap();
+            assert_same_bits(&out.values, &all[0]);
+            assert_same_bits(&grads.images.unwrap(), &all[1]);
             if steps.iter().any(|s| matches!(s.op, Op::BatchNorm { .. })) {
                 continue;
             }
-            let all = run(&network, &parameters, &x, &grad);
             for (first, count) in [(0, 1), (3, 17), (39, 1)] {
                 let cut = |v: &[f32]| v[first * v.len() / 40..][..count * v.len() / 40].to_vec();
                 let part = run(&network, &parameters, &cut(&x), &cut(&grad));

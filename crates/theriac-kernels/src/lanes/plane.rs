@@ -189,6 +189,15 @@ impl Shelf {
     }
 }
 
+/// Where work is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room<'a> {
+    /// Its buffers.
+    pub(crate) shelf: &'a Shelf,
+    /// On the calling thread alone. A task that shared its work would wait by doing other tasks.
+    pub(crate) alone: bool,
+}
+
 fn flat(len: usize) -> Plane {
     Plane {
         channels: len.div_ceil(LANES),

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::LANES;
-use super::plane::{Buffer, Shelf};
+use super::plane::{Buffer, Room, Shelf};
 use super::simd::{Level, Vector, dispatch};
 
 /// Where the values of a channel, row and column start in a buffer, in elements.
@@ -69,12 +69,12 @@ impl Packed {
     /// Packs the matrix with the rows that `fill(row, values)` writes: `fill` gets the row's number
     /// and room for one value of each term.
     pub(crate) fn new(
-        shelf: &Shelf,
+        room: Room<'_>,
         rows: usize,
         terms: usize,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        Self::with(shelf, rows, terms, |row, to| {
+        Self::with(room, rows, terms, |row, to| {
             let mut lines = vec![0f32; 8 * terms];
             for (i, to) in to.chunks_mut(8 * terms).enumerate() {
                 let (row, block) = (row + 8 * i, to.len() / terms);
@@ -92,13 +92,13 @@ impl Packed {
 
     /// Packs the transpose of a matrix that lies row by row in `values`, each of its rows scaled.
     pub(crate) fn transposed(
-        shelf: &Shelf,
+        room: Room<'_>,
         values: &[f32],
         width: usize,
         scale: Option<&[f32]>,
     ) -> Self {
         let terms = values.len() / width.max(1);
-        Self::with(shelf, width, terms, |first, to| {
+        Self::with(room, width, terms, |first, to| {
             // All blocks of the task at each term, so that whole cache lines are read.
             for (term, values) in values.chunks_exact(width).enumerate() {
                 let scale = scale.map_or(1.0, |scale| scale[term]);
@@ -124,20 +124,17 @@ impl Packed {
 
     /// `pack(first row, room for its blocks)` for all blocks, some at a time.
     fn with(
-        shelf: &Shelf,
+        room: Room<'_>,
         rows: usize,
         terms: usize,
         pack: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        let room = rows / 8 * 8 + height(rows % 8);
-        let mut values = shelf.take_len(room * terms);
+        let padded = rows / 8 * 8 + height(rows % 8);
+        let mut values = room.shelf.take_len(padded * terms);
         let task = (PACK / (8 * terms).max(1)).max(1) * 8;
-        // A task waits for its parts by doing other tasks, which must not happen here: a task that
-        // packs may hold what the others wait for.
-        let alone = rows <= task || rayon::current_thread_index().is_some();
-        let (size, packed) = ((task * terms).max(1), &mut values[..room * terms]);
+        let (size, packed) = ((task * terms).max(1), &mut values[..padded * terms]);
         let pack = |(i, to): (usize, &mut [f32])| pack(i * task, to);
-        match alone {
+        match room.alone || rows <= task {
             true => packed.chunks_mut(size).enumerate().for_each(pack),
             false => packed.par_chunks_mut(size).enumerate().for_each(pack),
         }
