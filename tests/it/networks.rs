@@ -164,7 +164,6 @@ fn fifty_steps_of_resnet_8_agree() -> Result<()> {
 }
 
 #[test]
-#[ignore = "takes a minute"]
 fn fifty_steps_of_resnet_20_agree() -> Result<()> {
     runs_agree(20, &batches(5, 40)?, 3e-5)
 }
