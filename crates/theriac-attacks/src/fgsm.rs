@@ -9,8 +9,9 @@
 //! in the floor under the norm: foolbox 1e-12 (ours), cleverhans and advertorch 1e-6.
 
 use serde::{Deserialize, Serialize};
-use theriac::{Aim, Attack, Budget, Model, Pass, Pixels, Result, gradient};
+use theriac::{Aim, Attack, Budget, Model, Pass, Pixels, Result};
 
+use crate::loss::climb;
 use crate::{Declare, Declared};
 
 /// One step of the whole budget along the steepest ascent of the loss.
@@ -35,21 +36,24 @@ impl<M: Model + ?Sized> Attack<M> for Fgsm {
         aim: Aim<'_, M::Target>,
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
-        let (_, g) = gradient(clean, pass, |x| model.loss(x, aim.target(), pass))?;
-        let step = (self.budget.norm().steepest(&g)? * (aim.sign() * self.budget.eps().get()))?;
+        let seen = climb(model, clean, aim, pass)?;
+        let step = self.budget.norm().steepest(&seen.gradient)?;
+        let step = (step * (aim.sign() * self.budget.eps().get()))?;
         self.budget.project(&(clean.tensor() + step)?, clean)
     }
 }
 
 impl Declare for Fgsm {
     fn declared(&self) -> Declared {
-        let (budget, reach) = (self.budget, Some(self.budget.eps().get()));
         Declared {
-            name: "FGSM".to_owned(),
-            budget,
-            reach,
+            reach: Some(self.budget.eps().get()),
             iterative: false,
+            ..Declared::gradients("FGSM", Some(self.budget))
         }
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {

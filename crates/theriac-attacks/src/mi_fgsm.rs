@@ -11,8 +11,10 @@
 
 use candle_core::D;
 use serde::{Deserialize, Serialize};
-use theriac::{Aim, Attack, Budget, Eps, Model, Pass, Pixels, Result, gradient};
+use theriac::{Aim, Attack, Budget, Eps, Model, Pass, Pixels, Result};
 
+use crate::declared::{at_least_one, setting};
+use crate::loss::climb;
 use crate::{Declare, Declared};
 
 /// PGD from the clean image along an accumulated gradient.
@@ -28,6 +30,9 @@ pub struct MiFgsm {
     /// Momentum mu.
     #[serde(default = "one")]
     pub decay: f64,
+    /// Allows steps that cannot add up to the radius.
+    #[serde(default)]
+    pub short_reach: bool,
 }
 
 fn one() -> f64 {
@@ -45,6 +50,7 @@ impl MiFgsm {
             step: budget.eps().over(steps)?,
             steps,
             decay: one(),
+            short_reach: false,
         })
     }
 }
@@ -57,11 +63,12 @@ impl<M: Model + ?Sized> Attack<M> for MiFgsm {
         aim: Aim<'_, M::Target>,
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
+        self.check()?;
         let mut x = clean.clone();
         let mut momentum = clean.tensor().zeros_like()?;
         for k in 0..self.steps {
             let pass = pass.at(u64::from(k));
-            let (_, g) = gradient(&x, &pass, |x| model.loss(x, aim.target(), &pass))?;
+            let g = climb(model, &x, aim, &pass)?.gradient;
             let mean = g.abs()?.flatten_from(1)?.mean(D::Minus1)?.maximum(1e-12)?;
             let unit = g.broadcast_div(&mean.reshape(((), 1, 1, 1))?)?;
             momentum = ((momentum * self.decay)? + unit)?;
@@ -77,6 +84,13 @@ impl Declare for MiFgsm {
     fn declared(&self) -> Declared {
         let name = format!("MI-FGSM with decay {}", self.decay);
         Declared::steps(&name, self.budget, self.steps, self.step)
+    }
+
+    fn check(&self) -> Result<()> {
+        at_least_one("steps", self.steps)?;
+        let remedy = "expected a finite decay of at least 0";
+        setting(self.decay.is_finite() && self.decay >= 0.0, "decay", self.decay, remedy)?;
+        self.declared().check_reach(self.short_reach)
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {

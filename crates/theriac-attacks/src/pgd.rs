@@ -11,10 +11,12 @@
 //! which turns the tiny gradient of a confident model into a step a thousand times too small;
 //! the start differs everywhere, see [`Start`].
 
-use candle_core::DType;
 use serde::{Deserialize, Serialize};
-use theriac::{Aim, Attack, Budget, Eps, Model, Norm, Pass, Pixels, Result, gradient};
+use theriac::{Aim, Attack, Budget, Cut, Eps, Error, Model, Norm, Pass, Pixels, Result};
 
+use crate::active::{Active, pick, pick_rows};
+use crate::declared::at_least_one;
+use crate::loss::{climb, host};
 use crate::{Declare, Declared, Start};
 
 /// Which iterate an iterative attack returns.
@@ -52,9 +54,15 @@ pub struct Pgd {
     /// The iterate returned.
     #[serde(default)]
     pub keep: Keep,
+    /// Whether an image leaves the batch at its first iterate that fools the model.
+    #[serde(default)]
+    pub stop: bool,
     /// Floor under the L2 norm of a gradient.
     #[serde(default = "floor")]
     pub l2_floor: f64,
+    /// Allows steps that cannot add up to the radius.
+    #[serde(default)]
+    pub short_reach: bool,
 }
 
 fn uniform() -> Start {
@@ -74,14 +82,16 @@ impl Pgd {
             steps,
             start: uniform(),
             keep: Keep::Last,
+            stop: false,
             l2_floor: floor(),
+            short_reach: false,
         }
     }
 
     /// From a given first iterate: for starts that another attack found.
     ///
     /// # Errors
-    /// When the model fails or a gradient is not finite.
+    /// When a setting makes no sense, the model fails or a gradient is not finite.
     pub fn perturb_from<M: Model + ?Sized>(
         &self,
         start: &Pixels,
@@ -90,32 +100,53 @@ impl Pgd {
         aim: Aim<'_, M::Target>,
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
+        self.check()?;
+        let mut left = Active::all(clean, aim.target(), pass.samples)?;
         let mut x = self.budget.project(start.tensor(), clean)?;
         let mut best: Option<(Vec<f64>, Pixels)> = None;
         for k in 0..self.steps {
             let pass = pass.at(u64::from(k));
-            let (loss, g) = gradient(&x, &pass, |x| model.loss(x, aim.target(), &pass))?;
+            let seen = climb(model, &x, aim.at(&left.target), &pass.over(&left.samples))?;
             if self.keep == Keep::Best {
-                best = Some(better(best, attacker_value(&loss, aim.sign())?, &x)?);
+                best = Some(better(best, seen.values, &x)?);
             }
-            let step = self.budget.norm().steepest_above(&g, self.l2_floor)?;
+            let mut gradient = seen.gradient;
+            if self.stop {
+                let Some(stay) = left.leave(&told(seen.fooled)?, &x)? else {
+                    return left.finish(&x);
+                };
+                if stay.len() < x.len() {
+                    x = x.pick(&stay)?;
+                    gradient = pick_rows(&gradient, &stay)?;
+                    best = best
+                        .map(|(values, images)| {
+                            Ok::<_, Error>((pick(&values, &stay), images.pick(&stay)?))
+                        })
+                        .transpose()?;
+                }
+            }
+            let step = self.budget.norm().steepest_above(&gradient, self.l2_floor)?;
             let step = (step * (aim.sign() * self.step.get()))?;
-            x = self.budget.project(&(x.tensor() + step)?, clean)?;
+            x = self.budget.project(&(x.tensor() + step)?, &left.clean)?;
         }
         if self.keep == Keep::Best {
             let pass = pass.at(u64::from(self.steps));
-            pass.meter.forward(x.len());
-            let loss = model.loss(&x, aim.target(), &pass)?;
-            x = better(best, attacker_value(&loss, aim.sign())?, &x)?.1;
+            let pass = pass.over(&left.samples);
+            pass.meter.forward(pass.samples);
+            let loss = host(&model.loss(&x, &left.target, &pass)?)?;
+            let values = loss.into_iter().map(|loss| aim.sign() * loss).collect();
+            x = better(best, values, &x)?.1;
         }
-        Ok(x)
+        left.finish(&x)
     }
 }
 
-/// The loss as the attacker sees it: larger is better.
-fn attacker_value(loss: &candle_core::Tensor, sign: f64) -> Result<Vec<f64>> {
-    let loss = loss.detach().to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    Ok(loss.into_iter().map(|value| sign * value).collect())
+fn told(fooled: Option<Vec<bool>>) -> Result<Vec<bool>> {
+    fooled.ok_or(Error::Setting {
+        name: "stop",
+        value: "true".to_owned(),
+        remedy: "this model cannot tell whether it is fooled: leave stop out",
+    })
 }
 
 /// Image by image the candidate if its value is larger, else the best so far.
@@ -149,6 +180,10 @@ impl<M: Model + ?Sized> Attack<M> for Pgd {
         let start = self.start.point(clean, &self.budget, pass)?;
         self.perturb_from(&start, model, clean, aim, pass)
     }
+
+    fn cut(&self) -> Cut {
+        if self.stop { Cut::Large } else { Cut::Small }
+    }
 }
 
 impl Declare for Pgd {
@@ -162,7 +197,12 @@ impl Declare for Pgd {
         if self.keep == Keep::Best {
             declared.name.push_str(", best iterate");
         }
-        declared
+        declared.random(self.start != Start::Clean)
+    }
+
+    fn check(&self) -> Result<()> {
+        at_least_one("steps", self.steps)?;
+        self.declared().check_reach(self.short_reach)
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {

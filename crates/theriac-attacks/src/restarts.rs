@@ -1,13 +1,28 @@
 //! The strongest of several runs of one attack.
 
-use candle_core::DType;
-use theriac::{Aim, Attack, Classifier, Labels, Model, Pass, Pixels, Result};
+use serde::{Deserialize, Serialize};
+use theriac::{Aim, Attack, Classifier, Cut, Labels, Pass, Pixels, Result, craft, scores};
 
+use crate::active::{Active, pick};
+use crate::declared::at_least_one;
+use crate::loss::fooled;
 use crate::pgd::better;
+use crate::{Declare, Declared, Loss};
 
 /// Runs an attack several times with fresh randomness and keeps, for each image, the first
-/// success, else the largest loss. (ART keeps the last success.)
-#[derive(Clone, Copy, Debug)]
+/// success, else the largest margin. (ART keeps the last success.) An image that is fooled is not
+/// attacked again.
+///
+/// ```
+/// # use theriac_attacks::{Pgd, Restarts};
+/// # use theriac::{Budget, Eps};
+/// let budget = Budget::linf("8/255".parse()?)?;
+/// let attack = Pgd::new(budget, Eps::of_255(2.0)?, 20);
+/// let attack = Restarts { attack, times: 5 };
+/// # let _ = attack; Ok::<(), theriac::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Restarts<A> {
     /// The attack; without a random part, every run is the same.
     pub attack: A,
@@ -23,45 +38,104 @@ impl<C: Classifier + ?Sized, A: Attack<C>> Attack<C> for Restarts<A> {
         aim: Aim<'_, Labels>,
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
-        let wanted = aim.target().to_vec()?;
-        let mut best = None;
-        for run in 0..self.times.max(1) {
+        at_least_one("times", self.times)?;
+        let mut left = Active::all(clean, aim.target(), pass.samples)?;
+        let mut best: Option<(Vec<f64>, Pixels)> = None;
+        for run in 0..self.times {
             let pass = pass.fork(u64::from(run));
-            let moved = self.attack.perturb(model, clean, aim, &pass)?;
-            pass.meter.forward(moved.len());
-            let logits = model.logits(&moved, &pass)?;
-            let predicted = Labels::most_likely(&logits)?.to_vec()?;
-            let loss = model
-                .loss(&moved, aim.target(), &pass)?
-                .to_dtype(DType::F64)?;
-            // A success outranks every loss; among successes none is larger, so the first stays.
-            let value = |((loss, predicted), wanted): ((f64, u32), &u32)| match aim {
-                Aim::Away(_) if predicted != *wanted => f64::INFINITY,
-                Aim::Toward(_) if predicted == *wanted => f64::INFINITY,
-                _ => aim.sign() * loss,
+            let pass = pass.over(&left.samples);
+            let aim = aim.at(&left.target);
+            let moved = craft(&self.attack, model, &left.clean, aim, &pass)?;
+            let (values, done) = judge(model, &moved, aim, &pass)?;
+            let (values, x) = better(best, values, &moved)?;
+            let Some(stay) = left.leave(&done, &x)? else {
+                return left.finish(&x);
             };
-            let losses = loss.to_vec1::<f64>()?;
-            let values = losses
-                .into_iter()
-                .zip(predicted)
-                .zip(&wanted)
-                .map(value)
-                .collect();
-            best = Some(better(best, values, &moved)?);
+            best = Some((pick(&values, &stay), x.pick(&stay)?));
         }
-        Ok(best.map_or_else(|| clean.clone(), |(_, images)| images))
+        match best {
+            Some((_, x)) => left.finish(&x),
+            None => Ok(clean.clone()),
+        }
+    }
+
+    fn cut(&self) -> Cut {
+        Cut::Whole
+    }
+}
+
+/// The margin of each image for the attacker, infinite where the model is fooled, and whether it
+/// is: by the mean logits of the pass's draws.
+pub(crate) fn judge<C: Classifier + ?Sized>(
+    model: &C,
+    x: &Pixels,
+    aim: Aim<'_, Labels>,
+    pass: &Pass<'_>,
+) -> Result<(Vec<f64>, Vec<bool>)> {
+    let rows = mean_scores(model, x, pass)?;
+    let done = fooled(&rows, aim)?;
+    let margins = Loss::margins(&rows, aim)?;
+    let values = margins.into_iter().zip(&done);
+    let values = values.map(|(margin, done)| if *done { f64::INFINITY } else { margin });
+    Ok((values.collect(), done))
+}
+
+/// Logits on the host, the mean over the pass's draws.
+pub(crate) fn mean_scores<C: Classifier + ?Sized>(
+    model: &C,
+    x: &Pixels,
+    pass: &Pass<'_>,
+) -> Result<Vec<Vec<f64>>> {
+    let mut mean: Option<Vec<Vec<f64>>> = None;
+    for pass in pass.each_draw() {
+        let rows = scores(model, x, &pass)?;
+        mean = Some(match mean {
+            None => rows,
+            Some(mut sum) => {
+                let pairs = sum.iter_mut().flatten().zip(rows.into_iter().flatten());
+                pairs.for_each(|(sum, value)| *sum += value);
+                sum
+            }
+        });
+    }
+    let mut mean = mean.unwrap_or_default();
+    let draws = f64::from(pass.draws.max(1));
+    mean.iter_mut().flatten().for_each(|value| *value /= draws);
+    Ok(mean)
+}
+
+impl<A: Declare> Declare for Restarts<A> {
+    fn declared(&self) -> Declared {
+        let one = self.attack.declared();
+        let name = format!("{}, best of {} runs", one.name, self.times);
+        Declared { name, ..one }
+    }
+
+    fn check(&self) -> Result<()> {
+        at_least_one("times", self.times)?;
+        self.attack.check()
+    }
+
+    fn scaled(self, factor: f64) -> Result<Self> {
+        let attack = self.attack.scaled(factor)?;
+        Ok(Self { attack, ..self })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use theriac::Model;
+
     use super::*;
     use crate::Pgd;
     use crate::testing::{Affine, contract, images, linf};
 
     #[test]
     fn keeps_the_contract_and_never_loses_to_one_run() -> Result<()> {
-        let attack = Pgd::new(linf(0.1), "0.01".parse()?, 3);
+        let attack = Pgd {
+            short_reach: true,
+            ..Pgd::new(linf(0.1), "0.01".parse()?, 3)
+        };
         contract(&Restarts { attack, times: 3 }, linf(0.1))?;
         let model = Affine::new();
         let (clean, labels, run) = images(&model);

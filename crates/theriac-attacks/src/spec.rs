@@ -1,26 +1,39 @@
 //! Attacks as data.
 
 use serde::{Deserialize, Serialize};
-use theriac::{Attack, Classifier, Result};
+use theriac::{Aim, Attack, Classifier, Cut, Labels, Pass, Pixels, Result};
 
 use crate::{Declare, Declared};
 
 /// One list, so that a new attack is one line here.
 macro_rules! specs {
-    ($($(#[$doc:meta])* $attack:ident,)+) => {
+    ($($(#[$doc:meta])* $name:ident($attack:ty),)+) => {
         /// An attack as it stands in TOML: `{ kind = "pgd", budget = { norm = "linf",
-        /// eps = "8/255" }, step = "2/255", steps = 10 }`.
-        #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+        /// eps = "8/255" }, step = "2/255", steps = 10 }`. Adaptors hold attacks: `{ kind =
+        /// "restarts", times = 5, attack = { kind = "pgd", ... } }`.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "kind", rename_all = "kebab-case")]
+        #[non_exhaustive]
         pub enum Spec {
-            $($(#[$doc])* $attack(crate::$attack),)+
+            $($(#[$doc])* $name($attack),)+
         }
 
-        impl Spec {
-            /// The attack.
-            pub fn build<C: Classifier + ?Sized>(self) -> Box<dyn Attack<C>> {
+        impl<C: Classifier + ?Sized> Attack<C> for Spec {
+            fn perturb(
+                &self,
+                model: &C,
+                clean: &Pixels,
+                aim: Aim<'_, Labels>,
+                pass: &Pass<'_>,
+            ) -> Result<Pixels> {
                 match self {
-                    $(Self::$attack(attack) => Box::new(attack),)+
+                    $(Self::$name(attack) => attack.perturb(model, clean, aim, pass),)+
+                }
+            }
+
+            fn cut(&self) -> Cut {
+                match self {
+                    $(Self::$name(attack) => Attack::<C>::cut(attack),)+
                 }
             }
         }
@@ -28,13 +41,19 @@ macro_rules! specs {
         impl Declare for Spec {
             fn declared(&self) -> Declared {
                 match self {
-                    $(Self::$attack(attack) => attack.declared(),)+
+                    $(Self::$name(attack) => attack.declared(),)+
+                }
+            }
+
+            fn check(&self) -> Result<()> {
+                match self {
+                    $(Self::$name(attack) => attack.check(),)+
                 }
             }
 
             fn scaled(self, factor: f64) -> Result<Self> {
                 match self {
-                    $(Self::$attack(attack) => attack.scaled(factor).map(Self::$attack),)+
+                    $(Self::$name(attack) => attack.scaled(factor).map(Self::$name),)+
                 }
             }
         }
@@ -43,11 +62,25 @@ macro_rules! specs {
 
 specs! {
     /// One step.
-    Fgsm,
+    Fgsm(crate::Fgsm),
     /// Iterated steps.
-    Pgd,
+    Pgd(crate::Pgd),
     /// Iterated steps with momentum.
-    MiFgsm,
+    MiFgsm(crate::MiFgsm),
+    /// Steps of adaptive size.
+    Apgd(crate::Apgd),
+    /// The same toward several classes.
+    ApgdT(crate::ApgdT),
+    /// The nearest boundary.
+    Fab(crate::Fab),
+    /// The best of several runs.
+    Restarts(crate::Restarts<Box<Spec>>),
+    /// The best of several attacks.
+    WorstOf(crate::WorstOf<Spec>),
+    /// The mean over draws of noise.
+    Eot(crate::Eot<Box<Spec>>),
+    /// A ball around a minimum-norm attack.
+    Within(crate::Within<Box<Spec>>),
 }
 
 #[cfg(test)]
@@ -67,20 +100,35 @@ mod tests {
     #[test]
     fn reads_and_refuses() {
         let ball = "budget = { norm = \"linf\", eps = \"8/255\" }";
-        let pgd = read(&format!(
-            "{{ kind = \"pgd\", {ball}, step = \"2/255\", steps = 10 }}"
-        ));
-        let pgd = pgd.unwrap();
-        assert!(matches!(pgd, Spec::Pgd(Pgd { steps: 10, .. })), "{pgd:?}");
+        let pgd = format!("{{ kind = \"pgd\", {ball}, step = \"2/255\", steps = 10 }}");
+        let spec = read(&pgd).unwrap();
+        assert!(matches!(spec, Spec::Pgd(Pgd { steps: 10, .. })), "{spec:?}");
         assert!(read(&format!("{{ kind = \"fgsm\", {ball} }}")).is_ok());
         let unknown = read(&format!("{{ kind = \"fgsm\", {ball}, stepp = 1 }}")).unwrap_err();
         assert!(unknown.to_string().contains("stepp"), "{unknown}");
         assert_eq!(
-            pgd.declared().name,
+            spec.declared().name,
             "PGD from a random start (Uniform), 10 steps of 2/255"
         );
         let eight = "{ kind = \"fgsm\", budget = { norm = \"linf\", eps = 8 } }";
         assert!(read(eight).unwrap_err().to_string().contains("/255"));
+        let five = read(&format!("{{ kind = \"restarts\", times = 5, attack = {pgd} }}"));
+        assert!(five.unwrap().declared().name.ends_with("best of 5 runs"));
+        let wrong = format!("{{ kind = \"restarts\", times = 5, attack = {pgd}, n = 1 }}");
+        assert!(read(&wrong).is_err());
+    }
+
+    #[test]
+    fn refuses_settings_that_cannot_reach_the_ball() -> Result<()> {
+        let eps = |text: &str| text.parse::<theriac::Eps>();
+        let short = crate::bim(eps("0.1")?, eps("2/255")?, 10)?;
+        let error = Spec::Pgd(short).check().unwrap_err().to_string();
+        assert!(error.contains("short_reach"), "{error}");
+        let meant = Pgd {
+            short_reach: true,
+            ..short
+        };
+        Spec::Pgd(meant).check()
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Predictions on clean images.
 
-use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 use serde::Serialize;
-use theriac::{Batch, CHUNK, Classifier, Error, Labels, Pass, Pixels, Result, Run, Target};
+use theriac::{
+    Batch, Classifier, Error, Labels, Pass, Pixels, Result, Run, Target, largest, scores,
+};
 
 use crate::Accuracy;
 
@@ -110,78 +110,16 @@ pub(crate) fn labels_of<C: Classifier + ?Sized>(
     Ok(labels)
 }
 
-/// Logits (N, classes) of a batch, image by image in f64.
-pub(crate) fn logits<C: Classifier + ?Sized>(
-    model: &C,
-    images: &Pixels,
-    pass: &Pass<'_>,
-) -> Result<Vec<Vec<f64>>> {
-    over_ranges(images, |start, len| {
-        let pass = pass.narrow(start, len)?;
-        pass.meter.forward(len);
-        finite_rows(&model.logits(&images.narrow(start, len)?, &pass)?)
-    })
-}
-
 /// The predicted class of each image; the first among equals.
 pub(crate) fn predict<C: Classifier + ?Sized>(
     model: &C,
     images: &Pixels,
     pass: &Pass<'_>,
 ) -> Result<Vec<u32>> {
-    Ok(logits(model, images, pass)?
+    Ok(scores(model, images, pass)?
         .iter()
         .map(|row| largest(row))
         .collect())
-}
-
-pub(crate) fn largest(row: &[f64]) -> u32 {
-    let mut best = 0;
-    for (class, value) in row.iter().enumerate() {
-        if *value > row[best] {
-            best = class;
-        }
-    }
-    best as u32
-}
-
-/// A comparison with NaN is false, so that NaN logits would count as class 0.
-fn finite_rows(logits: &Tensor) -> Result<Vec<Vec<f64>>> {
-    let rows = logits.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
-    let count = rows
-        .iter()
-        .flatten()
-        .filter(|value| !value.is_finite())
-        .count();
-    if count > 0 {
-        let remedy = "check the model's weights and its last layers for overflow";
-        return Err(Error::NotFinite {
-            what: "the logits",
-            count,
-            remedy,
-        });
-    }
-    Ok(rows)
-}
-
-/// Runs `f` on the ranges (start, length) of fixed chunks over threads and joins the rows in
-/// order: on a CPU [`CHUNK`] images each, elsewhere the whole batch.
-pub(crate) fn over_ranges<R: Send>(
-    images: &Pixels,
-    f: impl Fn(usize, usize) -> Result<Vec<R>> + Sync,
-) -> Result<Vec<R>> {
-    let n = images.len();
-    let chunk = if images.tensor().device().is_cpu() {
-        CHUNK
-    } else {
-        n
-    };
-    let starts: Vec<usize> = (0..n).step_by(chunk).collect();
-    let parts: Vec<Vec<R>> = starts
-        .into_par_iter()
-        .map(|start| f(start, chunk.min(n - start)))
-        .collect::<Result<_>>()?;
-    Ok(parts.into_iter().flatten().collect())
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use candle_core::DType;
 use theriac::{
     Aim, Attack, Batch, Budget, Classifier, Eps, Error, Labels, Meter, Model, Norm, Pass, Pixels,
-    Result, Run, Target, craft, gradient,
+    Result, Run, Target, craft, gradient, in_chunks, largest, scores,
 };
 use theriac_attacks::{Declare, Keep, Pgd, Spec, Start};
 
-use crate::accuracy::{labels_of, largest, logits, over_ranges, predict, sort_by_sample};
+use crate::accuracy::{labels_of, predict, sort_by_sample};
 use crate::checks::{self, Check, Checks, Verdict};
 use crate::doubled::doubled;
 use crate::{Accuracy, Declared, Knowledge, Outcome, Reference, Robust, ThreatModel};
@@ -337,8 +337,8 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             meter,
             ..self.run.eval(&few.samples)
         };
-        let one = logits(self.model, &few.pixels, &pass.fork(SCORING))?;
-        let two = logits(self.model, &few.pixels, &pass.fork(AGAIN))?;
+        let one = scores(self.model, &few.pixels, &pass.fork(SCORING))?;
+        let two = scores(self.model, &few.pixels, &pass.fork(AGAIN))?;
         let pairs = || one.iter().flatten().zip(two.iter().flatten());
         let drift = pairs().fold(0f64, |most, (a, b)| most.max((a - b).abs()));
         let flips = one
@@ -381,9 +381,7 @@ impl Effort {
     /// Adds all of it to the counters of the run.
     fn credit(&self, run: &Run) {
         for meter in [&self.attack, &self.checks] {
-            run.meter().forward(meter.forwards() as usize);
-            run.meter()
-                .gradient(meter.gradients() as usize, meter.zero_gradients() as usize);
+            run.meter().add(meter);
         }
     }
 }
@@ -428,17 +426,16 @@ fn one_step<C: Classifier + ?Sized>(
     budget: Budget,
     pass: &Pass<'_>,
 ) -> Result<(Pixels, Vec<bool>)> {
-    let parts = over_ranges(clean, |start, len| {
-        let (x, y) = (clean.narrow(start, len)?, labels.narrow(start, len)?);
-        let pass = pass.narrow(start, len)?;
-        let (_, g) = gradient(&x, &pass, |x| model.loss(x, &y, &pass))?;
+    let parts = in_chunks(clean, pass, |start, x, pass| {
+        let y = labels.narrow(start, x.len())?;
+        let (_, g) = gradient(x, pass, |x| model.loss(x, &y, pass))?;
         let flat: Vec<bool> = Norm::Linf
             .of(&g)?
             .into_iter()
             .map(|norm| norm == 0.0)
             .collect();
         let step = (budget.norm().steepest(&g)? * budget.eps().get())?;
-        Ok(vec![(budget.project(&(x.tensor() + step)?, &x)?, flat)])
+        Ok(vec![(budget.project(&(x.tensor() + step)?, x)?, flat)])
     })?;
     let (images, flat): (Vec<Pixels>, Vec<Vec<bool>>) = parts.into_iter().unzip();
     Ok((Pixels::cat(&images)?, flat.concat()))

@@ -116,7 +116,7 @@ where
             for group in groups.iter_mut() {
                 group.step(&grads, e)?;
             }
-            run.meter().gradient(batch.len(), 0);
+            run.meter().gradient(&batch.samples, &[]);
             objective.after_update(twin, &batch, &pass)?;
             total += value;
             batches += 1;

@@ -12,6 +12,9 @@ pub const CHUNK: usize = 16;
 /// Images that are cut in tasks of twice as many.
 const MANY: usize = 512;
 
+/// Images in one task of [`Cut::Large`].
+const LARGE: usize = 64;
+
 /// Where the loss should go.
 #[derive(Debug)]
 pub enum Aim<'a, T> {
@@ -34,6 +37,22 @@ impl<'a, T> Aim<'a, T> {
     pub fn target(self) -> &'a T {
         match self {
             Self::Away(target) | Self::Toward(target) => target,
+        }
+    }
+
+    /// The same aim at another target: that of a part of the batch.
+    pub fn at(self, target: &T) -> Aim<'_, T> {
+        match self {
+            Self::Away(_) => Aim::Away(target),
+            Self::Toward(_) => Aim::Toward(target),
+        }
+    }
+
+    /// Whether an image that the model takes for the target, or not, is where it should be.
+    pub fn reached(self, hit: bool) -> bool {
+        match self {
+            Self::Away(_) => !hit,
+            Self::Toward(_) => hit,
         }
     }
 
@@ -63,6 +82,22 @@ pub trait Attack<M: Model + ?Sized>: Send + Sync {
         aim: Aim<'_, M::Target>,
         pass: &Pass<'_>,
     ) -> Result<Pixels>;
+
+    /// How [`craft`] cuts a batch for this attack.
+    fn cut(&self) -> Cut {
+        Cut::Small
+    }
+}
+
+/// Size of the tasks that [`craft`] makes of a batch on a CPU. Results do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// [`CHUNK`] images, twice as many of a large batch: their activations stay in a core's cache.
+    Small,
+    /// More images, for attacks whose finished images leave the batch: a task stays worth a pass.
+    Large,
+    /// The whole batch, for attacks that are made of attacks and call [`craft`] themselves.
+    Whole,
 }
 
 impl<M: Model + ?Sized, A: Attack<M> + ?Sized> Attack<M> for Box<A> {
@@ -75,6 +110,10 @@ impl<M: Model + ?Sized, A: Attack<M> + ?Sized> Attack<M> for Box<A> {
     ) -> Result<Pixels> {
         (**self).perturb(model, clean, aim, pass)
     }
+
+    fn cut(&self) -> Cut {
+        (**self).cut()
+    }
 }
 
 impl<M: Model + ?Sized, A: Attack<M> + ?Sized> Attack<M> for &A {
@@ -86,6 +125,10 @@ impl<M: Model + ?Sized, A: Attack<M> + ?Sized> Attack<M> for &A {
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
         (**self).perturb(model, clean, aim, pass)
+    }
+
+    fn cut(&self) -> Cut {
+        (**self).cut()
     }
 }
 
@@ -107,13 +150,28 @@ where
     A: Attack<M> + ?Sized,
 {
     let _span = tracing::debug_span!("craft", images = clean.len()).entered();
-    over_chunks(&[clean], aim.target(), pass, |images, target, pass| {
-        let aim = match aim {
-            Aim::Away(_) => Aim::Away(target),
-            Aim::Toward(_) => Aim::Toward(target),
-        };
-        attack.perturb(model, &images[0], aim, pass)
+    let cut = attack.cut();
+    if cut == Cut::Whole {
+        return attack.perturb(model, clean, aim, pass);
+    }
+    let chunk = chunk(clean, cut);
+    in_parts(&[clean], chunk, aim.target(), pass, |images, target, pass| {
+        attack.perturb(model, &images[0], aim.at(target), pass)
     })
+}
+
+/// Images in one task.
+fn chunk(images: &Pixels, cut: Cut) -> usize {
+    let n = images.len();
+    match cut {
+        _ if !images.tensor().device().is_cpu() => n,
+        Cut::Small if n < MANY => CHUNK,
+        // A batch that is large enough for many cores is cut in larger tasks, which read weights
+        // less often.
+        Cut::Small => 2 * CHUNK,
+        Cut::Large => LARGE,
+        Cut::Whole => n,
+    }
 }
 
 /// Runs `f` on fixed chunks of batches that belong together (clean images, carried images) over
@@ -130,20 +188,22 @@ pub fn over_chunks<T: Target>(
     let first = images.first().ok_or(Error::Empty {
         what: "list of batches",
     })?;
-    let n = first.len();
-    let on_cpu = first.tensor().device().is_cpu();
-    // A batch that is large enough for many cores is cut in larger tasks, which read weights less
-    // often.
-    let chunk = match n {
-        _ if !on_cpu => n,
-        0..MANY => CHUNK,
-        _ => 2 * CHUNK,
-    };
-    let starts: Vec<usize> = (0..n).step_by(chunk).collect();
+    in_parts(images, chunk(first, Cut::Small), target, pass, f)
+}
+
+fn in_parts<T: Target>(
+    images: &[&Pixels],
+    chunk: usize,
+    target: &T,
+    pass: &Pass<'_>,
+    f: impl Fn(&[Pixels], &T, &Pass<'_>) -> Result<Pixels> + Sync,
+) -> Result<Pixels> {
+    let n = images.first().map_or(0, |batch| batch.len());
+    let starts: Vec<usize> = (0..n).step_by(chunk.max(1)).collect();
     // No parameter changes while `f` runs.
-    let prepared = PreparedCache::default();
+    let fresh = PreparedCache::default();
     let pass = Pass {
-        prepared: Some(&prepared),
+        prepared: Some(pass.prepared.unwrap_or(&fresh)),
         ..*pass
     };
     let part = |start: usize| {
@@ -161,4 +221,37 @@ pub fn over_chunks<T: Target>(
                 .collect::<Result<Vec<_>>>()?,
         ),
     }
+}
+
+/// Runs `f` on fixed chunks of a batch over threads and joins its rows in order; `f` also gets
+/// the position of its first image, and must treat images independently.
+///
+/// # Errors
+/// Those of `f`; [`Error::Samples`] when the ids are not one for each image.
+pub fn in_chunks<R: Send>(
+    images: &Pixels,
+    pass: &Pass<'_>,
+    f: impl Fn(usize, &Pixels, &Pass<'_>) -> Result<Vec<R>> + Sync,
+) -> Result<Vec<R>> {
+    let (n, chunk) = (images.len(), chunk(images, Cut::Small));
+    if pass.samples.len() != n {
+        let samples = pass.samples.len();
+        return Err(Error::Samples { samples, images: n });
+    }
+    let fresh = PreparedCache::default();
+    let pass = Pass {
+        prepared: Some(pass.prepared.unwrap_or(&fresh)),
+        ..*pass
+    };
+    let part = |start: usize| {
+        let len = chunk.min(n - start);
+        let (images, pass) = (images.narrow(start, len)?, pass.narrow(start, len)?);
+        f(start, &images, &pass)
+    };
+    let starts: Vec<usize> = (0..n).step_by(chunk).collect();
+    let parts: Vec<Vec<R>> = match starts.as_slice() {
+        [only] => vec![part(*only)?],
+        _ => starts.into_par_iter().map(part).collect::<Result<_>>()?,
+    };
+    Ok(parts.into_iter().flatten().collect())
 }

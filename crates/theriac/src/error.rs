@@ -27,12 +27,14 @@ pub enum Error {
     },
 
     /// NaN or infinity.
-    #[error("{what} holds {count} values that are not finite (NaN or infinity): {remedy}")]
+    #[error("{what} holds {count} values that are not finite (NaN or infinity){first}: {remedy}")]
     NotFinite {
         /// The tensor.
         what: &'static str,
         /// How many.
         count: usize,
+        /// Where, in words that end the clause, or nothing.
+        first: String,
         /// What to do.
         remedy: &'static str,
     },
@@ -123,4 +125,26 @@ pub enum Error {
     /// An error of an implementor of the traits.
     #[error(transparent)]
     Other(#[from] BoxError),
+}
+
+/// An error if what belongs to any image is not finite; names the first such image.
+pub(crate) fn finite(
+    what: &'static str,
+    broken: impl Iterator<Item = bool>,
+    samples: &[u32],
+) -> Result<()> {
+    let at: Vec<usize> = broken.enumerate().filter(|(_, b)| *b).map(|(i, _)| i).collect();
+    let Some(&first) = at.first() else {
+        return Ok(());
+    };
+    let first = match samples.get(first) {
+        Some(id) => format!(", first for the image with id {id}"),
+        None => format!(", first at position {first} of the batch"),
+    };
+    Err(Error::NotFinite {
+        what,
+        count: at.len(),
+        first,
+        remedy: "check the model's weights and its last layers for overflow",
+    })
 }

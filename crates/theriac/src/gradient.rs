@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor, Var};
 
+use crate::error::finite;
 use crate::pixels::per_image_sum;
 use crate::{Error, Pass, Pixels, Result};
 
@@ -22,46 +23,85 @@ pub fn gradient(
     pass: &Pass<'_>,
     f: impl FnOnce(&Pixels) -> Result<Tensor>,
 ) -> Result<(Tensor, Tensor)> {
+    let mut gradients = Vec::with_capacity(1);
+    let value = gradients_of(x, pass, &mut gradients, |x| {
+        let value = f(x)?;
+        expect(&value, &[x.len()], "one value for each image")?;
+        Ok((value.clone(), vec![value]))
+    })?;
+    match gradients.pop() {
+        Some(gradient) => Ok((value, gradient)),
+        None => Ok((value, x.tensor().zeros_like()?)),
+    }
+}
+
+/// The values of `f` for each image, shape (N, K), and the gradient of each column at `x`, K
+/// tensors of shape (N, C, H, W), from one forward pass and K backward passes.
+///
+/// # Errors
+/// Those of [`gradient`].
+pub fn jacobian(
+    x: &Pixels,
+    pass: &Pass<'_>,
+    f: impl FnOnce(&Pixels) -> Result<Tensor>,
+) -> Result<(Tensor, Vec<Tensor>)> {
+    let mut gradients = Vec::new();
+    let value = gradients_of(x, pass, &mut gradients, |x| {
+        let value = f(x)?;
+        let columns = value.dims().get(1).copied().unwrap_or(0);
+        expect(&value, &[x.len(), columns], "one row of values for each image")?;
+        let columns = (0..columns).map(|k| Ok(value.narrow(1, k, 1)?));
+        let columns = columns.collect::<Result<_>>()?;
+        Ok((value, columns))
+    })?;
+    Ok((value, gradients))
+}
+
+fn expect(value: &Tensor, dims: &[usize], words: &str) -> Result<()> {
+    if value.dims() == dims {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        what: "loss",
+        got: value.dims().to_vec(),
+        expected: format!("{dims:?}, {words}"),
+    })
+}
+
+/// The value of `f`, without its graph, and the gradient of the sum of each of its parts.
+fn gradients_of(
+    x: &Pixels,
+    pass: &Pass<'_>,
+    gradients: &mut Vec<Tensor>,
+    f: impl FnOnce(&Pixels) -> Result<(Tensor, Vec<Tensor>)>,
+) -> Result<Tensor> {
+    let (samples, images) = (pass.samples.len(), x.len());
+    if samples != images {
+        return Err(Error::Samples { samples, images });
+    }
     let variable = Var::from_tensor(&x.tensor().detach())?;
-    let value = f(&Pixels::trusted(variable.as_tensor().clone()))?;
-    if value.dims() != [x.len()] {
-        let expected = format!("({}), one value for each image", x.len());
-        return Err(Error::Shape {
-            what: "loss",
-            got: value.dims().to_vec(),
-            expected,
-        });
-    }
-    let gradient = match value.sum_all()?.backward()?.remove(variable.as_tensor()) {
-        Some(gradient) => gradient,
-        None => variable.zeros_like()?,
-    };
-    // The L1 norm is zero only for a zero gradient and finite only for a finite one.
-    let l1 = per_image_sum(&gradient.abs()?)?
-        .to_dtype(DType::F64)?
-        .to_vec1::<f64>()?;
-    let remedy = "check the model's weights and its last layers for overflow";
-    let count = l1.iter().filter(|norm| !norm.is_finite()).count();
-    if count > 0 {
-        return Err(Error::NotFinite {
-            what: "the gradient by the pixels",
-            count,
-            remedy,
-        });
-    }
+    let (value, parts) = f(&Pixels::trusted(variable.as_tensor().clone()))?;
     let value = value.detach();
-    let values = value.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    let count = values.iter().filter(|value| !value.is_finite()).count();
-    if count > 0 {
-        return Err(Error::NotFinite {
-            what: "the loss",
-            count,
-            remedy,
-        });
+    let rows = value.reshape((images, ()))?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let broken = |row: &Vec<f64>| row.iter().any(|v| !v.is_finite());
+    finite("the loss", rows.iter().map(broken), pass.samples)?;
+    for part in parts {
+        let gradient = match part.sum_all()?.backward()?.remove(variable.as_tensor()) {
+            Some(gradient) => gradient.detach(),
+            None => variable.zeros_like()?,
+        };
+        // The L1 norm is zero only for a zero gradient and finite only for a finite one.
+        let l1 = per_image_sum(&gradient.abs()?)?
+            .to_dtype(DType::F64)?
+            .to_vec1::<f64>()?;
+        let broken = l1.iter().map(|norm| !norm.is_finite());
+        finite("the gradient by the pixels", broken, pass.samples)?;
+        let zero = l1.iter().zip(pass.samples);
+        let zero: Vec<u32> = zero.filter(|(l1, _)| **l1 == 0.0).map(|(_, id)| *id).collect();
+        pass.meter.gradient(pass.samples, &zero);
+        gradients.push(gradient);
     }
-    pass.meter
-        .gradient(x.len(), l1.iter().filter(|&&norm| norm == 0.0).count());
-    Ok((value, gradient.detach()))
+    Ok(value)
 }
 
 #[cfg(test)]

@@ -13,14 +13,14 @@ mod pass;
 mod pixels;
 mod rng;
 
-pub use attack::{Aim, Attack, CHUNK, craft, over_chunks};
+pub use attack::{Aim, Attack, CHUNK, Cut, craft, in_chunks, over_chunks};
 pub use batch::Batch;
 pub use budget::{Budget, Eps, Norm};
 pub use device::device;
 pub use error::{BoxError, Error, Result};
-pub use gradient::gradient;
-pub use model::{Classifier, Labels, Model, Target, predict};
-pub use pass::{Bank, Meter, Mode, Pass, Run};
+pub use gradient::{gradient, jacobian};
+pub use model::{Classifier, Labels, Model, Target, finite_rows, largest, predict, scores};
+pub use pass::{Bank, Iterate, Meter, Mode, Pass, Run, Watch, Work};
 pub use pixels::Pixels;
 pub use rng::Rng;
 pub use theriac_ops::vjp;

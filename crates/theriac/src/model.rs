@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::attack::in_chunks;
+use crate::pixels::pick;
 use crate::{Error, Pass, Pixels, Result};
 
 /// What a batch of images is scored against: one entry an image, cut along the batch.
@@ -19,6 +21,12 @@ pub trait Target: Sized + Send + Sync {
     /// # Errors
     /// When the range leaves the batch.
     fn narrow(&self, start: usize, len: usize) -> Result<Self>;
+
+    /// The entries at these positions, in this order.
+    ///
+    /// # Errors
+    /// When a position leaves the batch.
+    fn pick(&self, at: &[u32]) -> Result<Self>;
 }
 
 /// Pixels and a target to a loss.
@@ -34,6 +42,19 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// When shapes do not fit the model.
     fn loss(&self, x: &Pixels, target: &Self::Target, pass: &Pass<'_>) -> Result<Tensor>;
+
+    /// The loss and, from a model that can tell, whether it takes each image for its target.
+    ///
+    /// # Errors
+    /// Those of [`Model::loss`].
+    fn loss_and_hits(
+        &self,
+        x: &Pixels,
+        target: &Self::Target,
+        pass: &Pass<'_>,
+    ) -> Result<(Tensor, Option<Vec<bool>>)> {
+        Ok((self.loss(x, target, pass)?, None))
+    }
 }
 
 /// A model with one logit for each class.
@@ -57,6 +78,19 @@ impl<C: Classifier + ?Sized> Model for C {
             &self.logits(x, pass)?,
             target.tensor(),
         )?)
+    }
+
+    fn loss_and_hits(
+        &self,
+        x: &Pixels,
+        target: &Labels,
+        pass: &Pass<'_>,
+    ) -> Result<(Tensor, Option<Vec<bool>>)> {
+        let logits = self.logits(x, pass)?;
+        let loss = theriac_ops::cross_entropy(&logits, target.tensor())?;
+        let predicted = Labels::most_likely(&logits)?.to_vec()?;
+        let hits = predicted.iter().zip(target.to_vec()?);
+        Ok((loss, Some(hits.map(|(a, b)| *a == b).collect())))
     }
 }
 
@@ -141,15 +175,58 @@ impl Target for Labels {
     fn narrow(&self, start: usize, len: usize) -> Result<Self> {
         Ok(Self(self.0.narrow(0, start, len)?))
     }
+
+    fn pick(&self, at: &[u32]) -> Result<Self> {
+        Ok(Self(pick(&self.0, at)?))
+    }
+}
+
+/// Logits of each image on the host, in f64: one counted forward pass, cut over threads as
+/// [`crate::craft`] cuts its work.
+///
+/// # Errors
+/// Those of [`Classifier::logits`]; [`Error::NotFinite`] for NaN or infinity, which a comparison
+/// would pass off as class 0.
+pub fn scores<C: Classifier + ?Sized>(
+    model: &C,
+    x: &Pixels,
+    pass: &Pass<'_>,
+) -> Result<Vec<Vec<f64>>> {
+    in_chunks(x, pass, |_, x, pass| {
+        pass.meter.forward(pass.samples);
+        finite_rows(&model.logits(x, pass)?, pass.samples)
+    })
+}
+
+/// The rows of a tensor (N, K) on the host.
+///
+/// # Errors
+/// [`Error::NotFinite`] for NaN or infinity.
+pub fn finite_rows(logits: &Tensor, samples: &[u32]) -> Result<Vec<Vec<f64>>> {
+    let rows = logits.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let broken = |row: &Vec<f64>| row.iter().any(|value| !value.is_finite());
+    crate::error::finite("the logits", rows.iter().map(broken), samples)?;
+    Ok(rows)
+}
+
+/// The class of the largest of a row of logits; the first among equals.
+pub fn largest(row: &[f64]) -> u32 {
+    let mut best = 0;
+    for (class, value) in row.iter().enumerate() {
+        if *value > row[best] {
+            best = class;
+        }
+    }
+    best as u32
 }
 
 /// The model's own label for each image.
 ///
 /// # Errors
-/// Those of [`Classifier::logits`].
+/// Those of [`scores`].
 pub fn predict<C: Classifier + ?Sized>(model: &C, x: &Pixels, pass: &Pass<'_>) -> Result<Labels> {
-    pass.meter.forward(x.len());
-    Labels::most_likely(&model.logits(x, pass)?)
+    let labels: Vec<u32> = scores(model, x, pass)?.iter().map(|row| largest(row)).collect();
+    Labels::new(&labels, model.classes(), x.tensor().device())
 }
 
 #[cfg(test)]

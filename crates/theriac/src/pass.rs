@@ -1,6 +1,9 @@
 //! Everything about a call that is not its input.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use theriac_ops::network::PreparedCache;
@@ -20,26 +23,89 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bank(pub u8);
 
+/// Passes spent on one image, or on several together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Forward passes without a gradient.
+    pub forwards: u64,
+    /// Forward and backward passes.
+    pub gradients: u64,
+    /// Gradients that were exactly zero everywhere.
+    pub zero_gradients: u64,
+}
+
 /// Counts work in images, so that no count depends on how a batch was split.
 #[derive(Debug, Default)]
 pub struct Meter {
     forwards: AtomicU64,
     gradients: AtomicU64,
     zero_gradients: AtomicU64,
+    images: Option<Mutex<BTreeMap<u32, Work>>>,
 }
 
 impl Meter {
-    /// Records a forward pass over `images`.
-    pub fn forward(&self, images: usize) {
-        self.forwards.fetch_add(images as u64, Ordering::Relaxed);
+    /// A meter that also counts for each image by its id.
+    pub fn of_images() -> Self {
+        Self {
+            images: Some(Mutex::default()),
+            ..Self::default()
+        }
     }
 
-    /// Records a gradient pass (forward and backward) over `images`, `zero` of which had a
-    /// gradient that is exactly zero everywhere.
-    pub fn gradient(&self, images: usize, zero: usize) {
-        self.gradients.fetch_add(images as u64, Ordering::Relaxed);
+    /// Records a forward pass over the images with these ids.
+    pub fn forward(&self, samples: &[u32]) {
+        self.forwards
+            .fetch_add(samples.len() as u64, Ordering::Relaxed);
+        self.each(samples, |work| work.forwards += 1);
+    }
+
+    /// Records a gradient pass (forward and backward) over the images with these ids; the images
+    /// `zero` among them had a gradient that is exactly zero everywhere.
+    pub fn gradient(&self, samples: &[u32], zero: &[u32]) {
+        self.gradients
+            .fetch_add(samples.len() as u64, Ordering::Relaxed);
         self.zero_gradients
-            .fetch_add(zero as u64, Ordering::Relaxed);
+            .fetch_add(zero.len() as u64, Ordering::Relaxed);
+        self.each(samples, |work| work.gradients += 1);
+        self.each(zero, |work| work.zero_gradients += 1);
+    }
+
+    /// Adds what another meter counted.
+    pub fn add(&self, other: &Meter) {
+        let total = other.total();
+        self.forwards.fetch_add(total.forwards, Ordering::Relaxed);
+        self.gradients.fetch_add(total.gradients, Ordering::Relaxed);
+        self.zero_gradients
+            .fetch_add(total.zero_gradients, Ordering::Relaxed);
+        let (Some(mine), Some(others)) = (&self.images, &other.images) else {
+            return;
+        };
+        let others = others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut mine = mine.lock().unwrap_or_else(PoisonError::into_inner);
+        for (sample, work) in others {
+            let known = mine.entry(sample).or_default();
+            known.forwards += work.forwards;
+            known.gradients += work.gradients;
+            known.zero_gradients += work.zero_gradients;
+        }
+    }
+
+    /// All that was counted.
+    pub fn total(&self) -> Work {
+        Work {
+            forwards: self.forwards(),
+            gradients: self.gradients(),
+            zero_gradients: self.zero_gradients(),
+        }
+    }
+
+    /// What was counted for one image; nothing unless the meter is [`Meter::of_images`].
+    pub fn of(&self, sample: u32) -> Work {
+        let images = self.images.as_ref();
+        let images = images.map(|all| all.lock().unwrap_or_else(PoisonError::into_inner));
+        images
+            .and_then(|all| all.get(&sample).copied())
+            .unwrap_or_default()
     }
 
     /// Images that went forward without a gradient.
@@ -56,6 +122,38 @@ impl Meter {
     pub fn zero_gradients(&self) -> u64 {
         self.zero_gradients.load(Ordering::Relaxed)
     }
+
+    fn each(&self, samples: &[u32], record: impl Fn(&mut Work)) {
+        if let Some(images) = &self.images {
+            let mut images = images.lock().unwrap_or_else(PoisonError::into_inner);
+            for sample in samples {
+                record(images.entry(*sample).or_default());
+            }
+        }
+    }
+}
+
+/// One iterate of an attack, as it passes.
+#[derive(Clone, Copy, Debug)]
+pub struct Iterate<'a> {
+    /// Ids of the images still under attack.
+    pub samples: &'a [u32],
+    /// Where they are.
+    pub images: &'a Pixels,
+    /// The loss that the attack climbs, image by image: larger is better for the attacker.
+    pub values: &'a [f64],
+    /// Whether the model is fooled; `None` if it cannot tell.
+    pub fooled: Option<&'a [bool]>,
+}
+
+/// Looks over an attack's shoulder: sees every iterate that the attack scores, and cannot change
+/// anything. Tasks of one batch call it from several threads.
+pub trait Watch: Sync {
+    /// The next iterate.
+    ///
+    /// # Errors
+    /// Those of the implementation; they end the attack.
+    fn see(&self, iterate: &Iterate<'_>) -> Result<()>;
 }
 
 /// One seeded run on one device: owns the generator and the meter.
@@ -101,6 +199,8 @@ impl Run {
             samples,
             meter: &self.meter,
             prepared: None,
+            watch: None,
+            draws: 1,
         }
     }
 
@@ -117,7 +217,7 @@ impl Run {
 /// of the images (they key the random numbers) and the counters.
 ///
 /// `Copy`, and passed by reference: there is no state in a model that could be left wrong.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Pass<'r> {
     /// Training or evaluation.
     pub mode: Mode,
@@ -132,6 +232,22 @@ pub struct Pass<'r> {
     /// Parameters arranged for the kernels, if none changes during the work that this pass
     /// belongs to: [`crate::craft`] sets it.
     pub prepared: Option<&'r PreparedCache>,
+    /// Who looks at the iterates of an attack, if anyone.
+    pub watch: Option<&'r dyn Watch>,
+    /// Passes with fresh noise over which an attack averages what it learns of a model that draws
+    /// random numbers (expectation over transformation); 1 for all others.
+    pub draws: u32,
+}
+
+impl fmt::Debug for Pass<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pass")
+            .field("mode", &self.mode)
+            .field("bank", &self.bank)
+            .field("rng", &self.rng)
+            .field("samples", &self.samples)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'r> Pass<'r> {
@@ -157,6 +273,36 @@ impl<'r> Pass<'r> {
             rng: self.rng.fork(tag),
             ..*self
         }
+    }
+
+    /// The same pass over other images: those that an attack still works on.
+    pub fn over<'s>(&'s self, samples: &'s [u32]) -> Pass<'s> {
+        Pass { samples, ..*self }
+    }
+
+    /// The passes over which an attack averages: this one alone, or one for each draw.
+    pub fn each_draw(&self) -> impl Iterator<Item = Self> {
+        let (pass, draws) = (Self { draws: 1, ..*self }, self.draws.max(1));
+        (0..draws).map(move |draw| match draws {
+            1 => pass,
+            _ => pass.fork(u64::from(draw)),
+        })
+    }
+
+    /// Shows an iterate to the watcher.
+    ///
+    /// # Errors
+    /// Those of the watcher.
+    pub fn show(&self, images: &Pixels, values: &[f64], fooled: Option<&[bool]>) -> Result<()> {
+        let Some(watch) = self.watch else {
+            return Ok(());
+        };
+        watch.see(&Iterate {
+            samples: self.samples,
+            images,
+            values,
+            fooled,
+        })
     }
 
     /// The same pass over the images `start .. start + len` of the batch.

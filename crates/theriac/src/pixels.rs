@@ -32,6 +32,7 @@ impl Pixels {
             return Err(Error::NotFinite {
                 what: "pixels",
                 count,
+                first: String::new(),
                 remedy,
             });
         }
@@ -103,6 +104,28 @@ impl Pixels {
     /// A candle error when the range leaves the batch.
     pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
         Self::shaped(self.0.narrow(0, start, len)?)
+    }
+
+    /// The images at these positions, in this order.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] for none, a candle error when a position leaves the batch.
+    pub fn pick(&self, at: &[u32]) -> Result<Self> {
+        Self::shaped(pick(&self.0, at)?)
+    }
+
+    /// This batch with the images at these positions, all different, replaced.
+    ///
+    /// # Errors
+    /// A candle error when shapes differ or a position leaves the batch.
+    pub fn with(&self, at: &[u32], images: &Pixels) -> Result<Self> {
+        let mut order: Vec<u32> = (0..self.len() as u32).collect();
+        for (from, &to) in at.iter().enumerate() {
+            if let Some(place) = order.get_mut(to as usize) {
+                *place = (self.len() + from) as u32;
+            }
+        }
+        Self::shaped(pick(&Tensor::cat(&[&self.0, &images.0], 0)?, &order)?)
     }
 
     /// One batch after the other.
@@ -186,6 +209,11 @@ impl Pixels {
     }
 }
 
+/// The rows at these positions.
+pub(crate) fn pick(tensor: &Tensor, at: &[u32]) -> Result<Tensor> {
+    Ok(tensor.index_select(&Tensor::new(at, tensor.device())?, 0)?)
+}
+
 /// One number an image: sums over everything but the first dimension.
 pub(crate) fn per_image_sum(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.flatten_from(1)?.sum(D::Minus1)?)
@@ -239,6 +267,10 @@ mod tests {
         let sums = per_image_sum(mixed.tensor())?.to_vec1::<f32>()?;
         assert_eq!(sums, [2.0, 0.0, 2.0]);
         assert!(ones.select(&[true], &zeros).is_err());
+        let back = zeros.with(&[2, 0], &mixed.pick(&[1, 2])?)?;
+        let sums = per_image_sum(back.tensor())?.to_vec1::<f32>()?;
+        assert_eq!(sums, [2.0, 0.0, 0.0]);
+        assert!(zeros.pick(&[3]).is_err() && zeros.pick(&[]).is_err());
         Ok(())
     }
 }
