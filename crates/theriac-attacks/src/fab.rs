@@ -22,8 +22,8 @@ use crate::active::{Active, pick};
 use crate::apgd::other_classes;
 use crate::declared::{at_least_one, setting};
 use crate::host::{images, rows};
-use crate::loss::{fooled, margin};
-use crate::{Declare, Declared};
+use crate::loss::{entries, fooled, margin};
+use crate::{Declare, Declared, Loss};
 
 /// Looks for the closest image across the linearised boundary.
 ///
@@ -113,12 +113,7 @@ impl Fab {
             let labels = left.target.to_vec()?;
             let (differences, gradients) = jacobian(&x, &pass, |x| {
                 let logits = model.logits(x, &pass)?;
-                let columns = (0..classes[0].len()).map(|rank| {
-                    let class: Vec<u32> = classes.iter().map(|list| list[rank]).collect();
-                    Ok(difference(&logits, &class, &labels, aim)?)
-                });
-                let columns = columns.collect::<Result<Vec<_>>>()?;
-                Ok(Tensor::cat(&columns, 1)?)
+                differences_of(&logits, &classes, aim.at(&left.target))
             })?;
             let moved = self.step(&x, &left.clean, &differences, &gradients)?;
             let logits = scores(model, &moved, &pass)?;
@@ -198,16 +193,22 @@ impl Fab {
     }
 }
 
-/// Logit of a class minus that of the label, (N, 1): above 0 across the boundary. Toward a class
-/// the boundary is that to the class itself.
-fn difference(
+/// Logits of the classes minus that of the label, (N, K): above 0 across the boundary. Toward a
+/// class there is one boundary, to it from the best of the others.
+fn differences_of(
     logits: &Tensor,
-    classes: &[u32],
-    labels: &[u32],
+    classes: &[Vec<u32>],
     aim: Aim<'_, Labels>,
 ) -> Result<Tensor> {
-    let difference = (crate::loss::entries(logits, classes)? - crate::loss::entries(logits, labels)?)?;
-    Ok((difference * aim.sign())?.unsqueeze(1)?)
+    if let Aim::Toward(_) = aim {
+        return Ok(Loss::Margin.of(logits, aim)?.unsqueeze(1)?);
+    }
+    let label = entries(logits, &aim.target().to_vec()?)?;
+    let columns = (0..classes[0].len()).map(|rank| {
+        let class: Vec<u32> = classes.iter().map(|list| list[rank]).collect();
+        Ok((entries(logits, &class)? - &label)?)
+    });
+    Ok(Tensor::stack(&columns.collect::<Result<Vec<_>>>()?, 1)?)
 }
 
 /// The norm that divides a difference of logits into a distance.

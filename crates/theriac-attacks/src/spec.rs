@@ -73,6 +73,24 @@ specs! {
     ApgdT(crate::ApgdT),
     /// The nearest boundary.
     Fab(crate::Fab),
+    /// The nearest boundary, without a way back.
+    DeepFool(crate::DeepFool),
+    /// Distance and margin together.
+    CarliniWagner(crate::CarliniWagner),
+    /// A sphere of changing radius.
+    Ddn(crate::Ddn),
+    /// A ball of changing radius.
+    Fmn(crate::Fmn),
+    /// Random search over squares.
+    Square(crate::Square),
+    /// A few pixels of any value.
+    FewPixel(crate::FewPixel),
+    /// PGD by queries.
+    Spsa(crate::Spsa),
+    /// Along the boundary, by decisions.
+    HopSkipJump(crate::HopSkipJump),
+    /// A parameter-free ensemble.
+    AutoAttack(crate::AutoAttack),
     /// The best of several runs.
     Restarts(crate::Restarts<Box<Spec>>),
     /// The best of several attacks.

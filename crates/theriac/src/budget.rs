@@ -110,6 +110,11 @@ impl Eps {
         Self::unit(size / 255.0)
     }
 
+    /// The whole range of a pixel.
+    pub fn one() -> Self {
+        Self(1.0)
+    }
+
     /// The size in [0, 1] pixels.
     pub fn get(self) -> f64 {
         self.0
