@@ -1,7 +1,7 @@
 //! The images that an attack still works on.
 
 use candle_core::Tensor;
-use theriac::{Pixels, Result, Target};
+use theriac::{Aim, Model, Pass, Pixels, Result, Target};
 
 /// Images leave the batch when they are done: the rest of the work is spent on the others. No
 /// result depends on who left, since attacks treat images one by one.
@@ -27,6 +27,29 @@ impl<T: Target> Active<T> {
             target: target.narrow(0, clean.len())?,
             result: clean.clone(),
         })
+    }
+
+    /// The images that do not fool the model as they are: the others have nothing to gain and stay
+    /// clean. `None` when nobody is left; the positions of those that are, otherwise.
+    pub(crate) fn unbroken<M>(
+        model: &M,
+        clean: &Pixels,
+        aim: Aim<'_, T>,
+        pass: &Pass<'_>,
+    ) -> Result<(Self, Option<Vec<u32>>)>
+    where
+        M: Model<Target = T> + ?Sized,
+    {
+        let mut left = Self::all(clean, aim.target(), pass.samples)?;
+        pass.meter.forward(pass.samples);
+        let (_, hits) = model.loss_and_hits(clean, aim.target(), pass)?;
+        let Some(hits) = hits else {
+            let stay = (0..clean.len() as u32).collect();
+            return Ok((left, Some(stay)));
+        };
+        let done: Vec<bool> = hits.into_iter().map(|hit| aim.reached(hit)).collect();
+        let stay = left.leave(&done, clean)?;
+        Ok((left, stay))
     }
 
     /// Lets the images go that are `done`, each with its image of `x`. Gives the positions of the

@@ -49,8 +49,8 @@ pub struct Apgd {
     /// The first iterate.
     #[serde(default = "surface")]
     pub start: Start,
-    /// Whether an image leaves the batch at its first iterate that fools the model. The reference
-    /// goes on and returns the last such iterate.
+    /// Whether an image leaves the batch at its first iterate that fools the model, the clean one
+    /// included. The reference goes on and returns the last such iterate.
     #[serde(default = "yes")]
     pub stop: bool,
 }
@@ -233,12 +233,26 @@ fn ascend<C: Classifier + ?Sized>(
     let share = |percent: u32| (steps * percent / 100).max(1);
     let (mut interval, shorter, shortest) = (share(22), share(3), share(6));
     let n = clean.len();
-    let mut left = Active::all(clean, aim.target(), pass.samples)?;
-    let mut numbers = numbers.to_vec();
-    let mut everyone: Vec<u32> = (0..n as u32).collect();
-    let mut ever_fooled = vec![false; n];
-
     let mut x = budget.project(start.tensor(), clean)?;
+    let (mut left, mut everyone) = (Active::all(clean, aim.target(), pass.samples)?, all(n));
+    let mut ever_fooled = vec![false; n];
+    if settings.stop {
+        let (unbroken, stay) = Active::unbroken(model, clean, aim, pass)?;
+        (left, everyone) = (unbroken, stay.unwrap_or_default());
+        ever_fooled = vec![true; n];
+        everyone.iter().for_each(|&i| ever_fooled[i as usize] = false);
+        if everyone.is_empty() {
+            let images = left.finish(clean)?;
+            return Ok(Found {
+                images,
+                fooled: ever_fooled,
+            });
+        }
+        x = x.pick(&everyone)?;
+    }
+    let mut numbers = pick(numbers, &everyone);
+    let n = everyone.len();
+
     let see = |x: &Pixels, left: &Active<Labels>, numbers: &[u32], step: u64| {
         let pass = pass.at(step);
         let aim = aim.at(&left.target);
@@ -343,6 +357,10 @@ fn ascend<C: Classifier + ?Sized>(
         images,
         fooled: ever_fooled,
     })
+}
+
+fn all(n: usize) -> Vec<u32> {
+    (0..n as u32).collect()
 }
 
 /// Image by image the first tensor where the mask holds, else the second.

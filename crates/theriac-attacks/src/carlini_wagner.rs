@@ -16,7 +16,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use theriac::{
-    Aim, Attack, Classifier, Cut, Labels, Norm, Pass, Pixels, Result, finite_rows, gradient,
+    Aim, Attack, Classifier, Cut, Labels, Norm, Pass, Pixels, Result, finite_rows, gradient, scores,
 };
 
 use crate::active::{pick, pick_rows};
@@ -225,6 +225,10 @@ impl<C: Classifier + ?Sized> Attack<C> for CarliniWagner {
         self.check()?;
         let n = clean.len();
         let mut best = Closest::none(clean, &vec![f64::INFINITY; n]);
+        let labels = aim.target().to_vec()?;
+        let rows = scores(model, clean, pass)?.into_iter().zip(&labels);
+        let already: Vec<bool> = rows.map(|(row, y)| self.fools(&row, *y, aim)).collect();
+        best.offer(clean, &vec![0.0; n], &already)?;
         let mut c = vec![self.initial_c; n];
         let (mut lower, mut upper) = (vec![0.0; n], vec![f64::INFINITY; n]);
         for search in 0..self.search_steps {

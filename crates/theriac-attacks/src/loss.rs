@@ -143,8 +143,6 @@ pub(crate) fn fooled(rows: &[Vec<f64>], aim: Aim<'_, Labels>) -> Result<Vec<bool
 pub(crate) struct Look {
     /// The loss for the attacker.
     pub(crate) values: Vec<f64>,
-    /// Logits in f64.
-    pub(crate) rows: Vec<Vec<f64>>,
     /// Whether the model is fooled.
     pub(crate) fooled: Vec<bool>,
     /// The way up, (N, C, H, W).
@@ -173,7 +171,6 @@ pub(crate) fn look<C: Classifier + ?Sized>(
     let look = Look {
         fooled: fooled(&rows, aim)?,
         values,
-        rows,
         gradient,
     };
     pass.show(x, &look.values, Some(&look.fooled))?;

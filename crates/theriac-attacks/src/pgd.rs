@@ -54,7 +54,8 @@ pub struct Pgd {
     /// The iterate returned.
     #[serde(default)]
     pub keep: Keep,
-    /// Whether an image leaves the batch at its first iterate that fools the model.
+    /// Whether an image leaves the batch at its first iterate that fools the model, the clean one
+    /// included.
     #[serde(default)]
     pub stop: bool,
     /// Floor under the L2 norm of a gradient.
@@ -101,8 +102,18 @@ impl Pgd {
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
         self.check()?;
-        let mut left = Active::all(clean, aim.target(), pass.samples)?;
         let mut x = self.budget.project(start.tensor(), clean)?;
+        let mut left = match self.stop {
+            false => Active::all(clean, aim.target(), pass.samples)?,
+            true => {
+                let (left, stay) = Active::unbroken(model, clean, aim, pass)?;
+                let Some(stay) = stay else {
+                    return left.finish(clean);
+                };
+                x = x.pick(&stay)?;
+                left
+            }
+        };
         let mut best: Option<(Vec<f64>, Pixels)> = None;
         for k in 0..self.steps {
             let pass = pass.at(u64::from(k));

@@ -39,7 +39,10 @@ impl<C: Classifier + ?Sized, A: Attack<C>> Attack<C> for Restarts<A> {
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
         at_least_one("times", self.times)?;
-        let mut left = Active::all(clean, aim.target(), pass.samples)?;
+        let (mut left, stay) = Active::unbroken(model, clean, aim, pass)?;
+        if stay.is_none() {
+            return left.finish(clean);
+        }
         let mut best: Option<(Vec<f64>, Pixels)> = None;
         for run in 0..self.times {
             let pass = pass.fork(u64::from(run));

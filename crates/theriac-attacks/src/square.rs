@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random
-//! search", ECCV 2020. As AutoAttack: margin loss, p = 0.8 at first, an unrescaled schedule, a
-//! corner that never lies at the last possible place. There, place, size and signs are shared by
-//! the batch; here every image has its own, so results compare in the mean only. The authors' code
+//! search", ECCV 2020. As AutoAttack: margin loss, p = 0.8 at first, an unrescaled schedule. There,
+//! place and signs are shared by the batch; here every image has its own, so results compare in
+//! the mean only. There, a square never touches the last row and column unless it covers the
+//! image, which small images feel; here it may lie anywhere. The authors' code
 //! has 10,000 queries and p = 0.05.
 
 use serde::{Deserialize, Serialize};
@@ -122,7 +123,7 @@ impl Square {
             return self.bumps(search, [c, h, w], side, draw);
         }
         let s = side.max(1).min(h).min(w);
-        let (top, left) = (draw.below(h - s), draw.below(w - s));
+        let (top, left) = (draw.below(h - s + 1), draw.below(w - s + 1));
         let mut next = search.best.clone();
         for channel in 0..c {
             let step = if draw.unit() < 0.5 { -2.0 * eps } else { 2.0 * eps };
@@ -142,8 +143,8 @@ impl Square {
         let eps = self.budget.eps().get();
         let s = (side.max(3) | 1).min(h).min(w);
         let windows = [
-            (draw.below(h - s), draw.below(w - s)),
-            (draw.below(h - s), draw.below(w - s)),
+            (draw.below(h - s + 1), draw.below(w - s + 1)),
+            (draw.below(h - s + 1), draw.below(w - s + 1)),
         ];
         let bump = bump(s, draw.unit() > 0.5);
         let pairs = search.best.iter().zip(&search.clean);
@@ -196,7 +197,7 @@ impl Draw {
         f64::from(self.numbers.next().unwrap_or(0.0))
     }
 
-    /// A whole number below `bound`, 0 if there is none.
+    /// A whole number below `bound`.
     fn below(&mut self, bound: usize) -> usize {
         (self.unit() * bound as f64) as usize
     }
@@ -254,8 +255,11 @@ impl<C: Classifier + ?Sized> Attack<C> for Square {
         self.check()?;
         let [_, c, h, w] = dims(clean);
         let shape = [c, h, w];
-        let mut left = Active::all(clean, aim.target(), pass.samples)?;
-        let starts = rows(clean.tensor())?.into_iter().zip(pass.samples);
+        let (mut left, stay) = Active::unbroken(model, clean, aim, pass)?;
+        if stay.is_none() {
+            return left.finish(clean);
+        }
+        let starts = rows(left.clean.tensor())?.into_iter().zip(&left.samples);
         let mut searches: Vec<Search> = starts
             .map(|(clean, &sample)| Search {
                 best: self.start(&clean, shape, pass.rng, u64::from(sample)),

@@ -28,7 +28,10 @@ impl<C: Classifier + ?Sized, A: Attack<C>> Attack<C> for WorstOf<A> {
         aim: Aim<'_, Labels>,
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
-        let mut left = Active::all(clean, aim.target(), pass.samples)?;
+        let (mut left, stay) = Active::unbroken(model, clean, aim, pass)?;
+        if stay.is_none() {
+            return left.finish(clean);
+        }
         let mut best: Option<(Vec<f64>, Pixels)> = None;
         for (number, attack) in self.attacks.iter().enumerate() {
             let pass = pass.fork(number as u64);

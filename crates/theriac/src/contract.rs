@@ -8,7 +8,8 @@
 use candle_core::{DType, Tensor};
 
 use crate::{
-    Aim, Attack, Budget, Classifier, Labels, Model, Pixels, Result, Run, Target, craft, gradient,
+    Aim, Attack, Budget, Classifier, Labels, Model, Pixels, Result, Run, Target, craft,
+    finite_rows, gradient,
 };
 
 /// Rounding of `x + eps` in f32.
@@ -31,9 +32,10 @@ fn bytes(pixels: &Pixels) -> Result<Vec<u64>> {
     Ok(values.into_iter().map(f64::to_bits).collect())
 }
 
-/// What every attack with a budget promises: images in the pixel cube and in the ball; the same
+/// What every attack promises: images in the pixel cube and, if it has one, in the ball; the same
 /// seed gives the same bits; a batch of N gives the bits of N batches of one, in any order; a
-/// larger batch cut over threads gives the same bits; the loss does not fall on average.
+/// larger batch cut over threads gives the same bits; images and model are left as they were; the
+/// loss does not fall on average.
 ///
 /// # Errors
 /// Names the broken promise.
@@ -42,7 +44,7 @@ pub fn attack<C, A>(
     model: &C,
     clean: &Pixels,
     labels: &Labels,
-    budget: Budget,
+    budget: impl Into<Option<Budget>>,
 ) -> Result<()>
 where
     C: Classifier + ?Sized,
@@ -52,16 +54,26 @@ where
     let ids: Vec<u32> = (0..n as u32).map(|i| i * 7 + 3).collect();
     let run = Run::new(17, clean.tensor().device());
     let pass = run.eval(&ids);
+    let before = (bytes(clean)?, finite_rows(&model.logits(clean, &pass)?, &ids)?);
     let moved = attack.perturb(model, clean, Aim::Away(labels), &pass)?;
     Pixels::new(moved.tensor().clone())?;
-    for (i, spent) in budget.spent(&moved, clean)?.into_iter().enumerate() {
-        ensure(spent <= budget.eps().get() + SLACK, || {
-            format!("image {i} moved by {spent} where {budget} is allowed")
-        })?;
+    ensure(bytes(clean)? == before.0, || {
+        "the attack wrote into its input".to_owned()
+    })?;
+    if let Some(budget) = budget.into() {
+        for (i, spent) in budget.spent(&moved, clean)?.into_iter().enumerate() {
+            ensure(spent <= budget.eps().get() + SLACK, || {
+                format!("image {i} moved by {spent} where {budget} is allowed")
+            })?;
+        }
     }
     let again = attack.perturb(model, clean, Aim::Away(labels), &pass)?;
     ensure(bytes(&again)? == bytes(&moved)?, || {
         "the same seed gave other images".to_owned()
+    })?;
+    let after = finite_rows(&model.logits(clean, &pass)?, &ids)?;
+    ensure(after == before.1, || {
+        "the attack left the model changed".to_owned()
     })?;
     let over_threads = craft(attack, model, clean, Aim::Away(labels), &pass)?;
     ensure(bytes(&over_threads)? == bytes(&moved)?, || {
@@ -74,6 +86,14 @@ where
             format!("image {i} alone and in a batch of {n} gave different images")
         })?;
     }
+    let turned: Vec<u32> = (0..n as u32).rev().collect();
+    let turned_ids: Vec<u32> = turned.iter().map(|&i| ids[i as usize]).collect();
+    let (images, classes) = (clean.pick(&turned)?, labels.pick(&turned)?);
+    let turned_pass = pass.over(&turned_ids);
+    let backwards = attack.perturb(model, &images, Aim::Away(&classes), &turned_pass)?;
+    ensure(bytes(&backwards.pick(&turned)?)? == bytes(&moved)?, || {
+        "another order of the batch gave other images".to_owned()
+    })?;
     let mean = |x: &Pixels| -> Result<f64> {
         Ok(model
             .loss(x, labels, &pass)?

@@ -7,6 +7,8 @@ mod budget;
 pub mod contract;
 mod device;
 mod error;
+#[cfg(feature = "contract")]
+pub mod gallery;
 mod gradient;
 mod model;
 mod pass;
