@@ -99,7 +99,8 @@ fn attack(root: &Root, name: &str) -> Result<()> {
     println!("\nAdd to crates/theriac-attacks/src/lib.rs:");
     println!("mod {module}; pub use {module}::{};", type_name(name));
     println!("and to the list in crates/theriac-attacks/src/spec.rs:");
-    println!("{},", type_name(name));
+    println!("{0}(crate::{0}),", type_name(name));
+    println!("and a test to crates/theriac-attacks/tests/gate/main.rs, which says how strong it is.");
     Ok(())
 }
 

@@ -33,6 +33,19 @@ pub struct Declared {
 }
 
 impl Declared {
+    /// The ball.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for an attack that has none.
+    pub fn ball(&self) -> Result<Budget> {
+        self.budget.ok_or_else(|| Error::Setting {
+            name: "attack",
+            value: self.name.clone(),
+            remedy: "it looks for the smallest distance; put it within a ball: kind = \"within\", \
+                     budget = ..., attack = ...",
+        })
+    }
+
     /// An attack of `steps` gradient steps of size `step`.
     pub(crate) fn steps(name: &str, budget: Budget, steps: u32, step: Eps) -> Self {
         let reach = Some(f64::from(steps) * step.get());
@@ -44,7 +57,7 @@ impl Declared {
     }
 
     /// An iterative gradient attack without steps of a known size.
-    pub(crate) fn gradients(name: &str, budget: Option<Budget>) -> Self {
+    pub fn gradients(name: &str, budget: Option<Budget>) -> Self {
         Self {
             name: name.to_owned(),
             budget,

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use theriac::Budget;
 
 use crate::Declared;
 use crate::interval::Accuracy;
@@ -187,8 +188,8 @@ pub(crate) fn input_range((min, max): (f64, f64)) -> Check {
 }
 
 /// What the attack returned lies in the ball and in [0, 1]. `worst` is (sample, distance).
-pub(crate) fn bound(declared: &Declared, worst: (u32, f64), (min, max): (f64, f64)) -> Check {
-    let eps = declared.budget.eps().get();
+pub(crate) fn bound(budget: Budget, worst: (u32, f64), (min, max): (f64, f64)) -> Check {
+    let eps = budget.eps().get();
     let (sample, spent) = worst;
     if !(min >= 0.0 && max <= 1.0) {
         let detail = format!("the attack returned pixels in [{min}, {max}], expected [0, 1]");
@@ -200,14 +201,14 @@ pub(crate) fn bound(declared: &Declared, worst: (u32, f64), (min, max): (f64, f6
     } else {
         (Finding::Invalid, "as much as")
     };
-    let norm = declared.budget.norm();
+    let norm = budget.norm();
     let detail = format!("sample {sample} moved {verb} {spent:.8} in {norm}, allowed {eps:.8}");
     Check::new(BOUND, finding, detail)
 }
 
 /// `steps * step >= eps`: the attack can cross its ball from the centre.
-pub(crate) fn reachable(declared: &Declared) -> Check {
-    let eps = declared.budget.eps().get();
+pub(crate) fn reachable(declared: &Declared, budget: Budget) -> Check {
+    let eps = budget.eps().get();
     let Some(reach) = declared.reach else {
         return Check::not_applicable(REACH, "the attack has no steps of a known size");
     };
@@ -325,18 +326,22 @@ fn weaker(left: Accuracy, bound: Accuracy, beyond: Finding) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use theriac::Budget;
+    use theriac_attacks::{Declare, Fgsm};
 
     use super::*;
 
-    fn declared(reach: Option<f64>) -> Declared {
-        let budget = Budget::linf("0.1".parse().unwrap()).unwrap();
-        Declared {
-            name: "test".to_owned(),
-            budget,
+    fn budget() -> Budget {
+        Budget::linf("0.1".parse().unwrap()).unwrap()
+    }
+
+    /// The check on an attack whose steps add up to `reach`.
+    fn reachable(reach: Option<f64>) -> Check {
+        let fgsm = Fgsm { budget: budget() };
+        let declared = Declared {
             reach,
-            iterative: true,
-        }
+            ..fgsm.declared()
+        };
+        super::reachable(&declared, budget())
     }
 
     fn accuracy(correct: usize) -> Accuracy {
@@ -345,9 +350,9 @@ mod tests {
 
     #[test]
     fn bound_names_the_sample() {
-        let inside = bound(&declared(None), (3, 0.1 + 1e-8), (0.0, 1.0));
+        let inside = bound(budget(), (3, 0.1 + 1e-8), (0.0, 1.0));
         assert_eq!(inside.finding, Finding::Passed);
-        let outside = bound(&declared(None), (3, 0.11), (0.0, 1.0));
+        let outside = bound(budget(), (3, 0.11), (0.0, 1.0));
         assert_eq!(outside.finding, Finding::Invalid);
         assert!(
             outside.detail.contains("sample 3 moved as much as 0.11"),
@@ -355,12 +360,12 @@ mod tests {
         );
         for range in [(-0.1, 1.0), (0.0, 1.5), (f64::NAN, f64::NAN)] {
             assert_eq!(
-                bound(&declared(None), (3, 0.0), range).finding,
+                bound(budget(), (3, 0.0), range).finding,
                 Finding::Invalid
             );
         }
         assert_eq!(
-            bound(&declared(None), (3, f64::NAN), (0.0, 1.0)).finding,
+            bound(budget(), (3, f64::NAN), (0.0, 1.0)).finding,
             Finding::Invalid
         );
     }
@@ -371,11 +376,11 @@ mod tests {
         assert_eq!(input_range((0.0, 1.0)).finding, Passed);
         assert_eq!(input_range((0.0, 1.0 / 255.0)).finding, Questionable);
         assert_eq!(
-            reachable(&declared(Some(10.0 * (0.1 / 10.0)))).finding,
+            reachable(Some(10.0 * (0.1 / 10.0))).finding,
             Passed
         );
-        assert_eq!(reachable(&declared(Some(0.05))).finding, Questionable);
-        assert_eq!(reachable(&declared(None)).finding, NotApplicable);
+        assert_eq!(reachable(Some(0.05)).finding, Questionable);
+        assert_eq!(reachable(None).finding, NotApplicable);
         assert_eq!(gradients(0, 100, 0, 1000).finding, Passed);
         assert_eq!(gradients(1, 100, 10, 1000).finding, Questionable);
         assert_eq!(gradients(0, 100, 100, 1000).finding, Questionable);

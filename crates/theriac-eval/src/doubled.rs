@@ -6,7 +6,7 @@ use theriac_attacks::{Declare, Spec};
 /// The same attack with twice the radius and twice the step, cut at the pixel range; none where
 /// the ball cannot grow.
 pub(crate) fn doubled(spec: Spec) -> Result<Option<Spec>> {
-    let budget = spec.declared().budget;
+    let budget = spec.declared().ball()?;
     let eps = budget.eps().get();
     let limit = if budget.norm() == Norm::Linf {
         1.0

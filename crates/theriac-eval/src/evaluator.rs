@@ -10,7 +10,7 @@ use theriac_attacks::{Declare, Keep, Pgd, Spec, Start};
 use crate::accuracy::{labels_of, predict, sort_by_sample};
 use crate::checks::{self, Check, Checks, Verdict};
 use crate::doubled::doubled;
-use crate::{Accuracy, Declared, Knowledge, Outcome, Reference, Robust, ThreatModel};
+use crate::{Accuracy, Declared, Outcome, Reference, Robust, ThreatModel};
 
 /// Images that the checks on a few images use: those with the smallest ids.
 const FEW: usize = 200;
@@ -69,9 +69,13 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         batches: impl IntoIterator<Item = Result<Batch<Labels>, E>>,
         observe: impl FnMut(usize),
     ) -> Result<Robust> {
-        let larger = doubled(spec)?.map(|spec| (spec.declared().budget, spec.build()));
+        spec.check()?;
         let declared = spec.declared();
-        self.evaluate(&*spec.build(), larger, &declared, batches, observe)
+        let larger = match doubled(spec.clone())? {
+            Some(larger) => Some((larger.declared().ball()?, Box::new(larger) as Box<_>)),
+            None => None,
+        };
+        self.evaluate(&spec, larger, &declared, batches, observe)
     }
 
     /// Robust accuracy under any attack, described by `declared`. The check at twice the epsilon
@@ -147,6 +151,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         A: Attack<C> + ?Sized,
         E: Into<Error>,
     {
+        let budget = declared.ball()?;
         let effort = Effort::default();
         let mut rows: Vec<Row> = Vec::new();
         let mut few = Few::default();
@@ -155,7 +160,8 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             let batch = batch.map_err(Into::into)?;
             let labels = labels_of(&batch, self.model)?;
             Pixels::new(batch.pixels.tensor().clone())?;
-            let facts = self.batch(attack, declared, &batch, &labels, &effort)?;
+            let shadow = self.checks.fgsm && declared.iterative;
+            let facts = self.batch(attack, (budget, shadow), &batch, &labels, &effort)?;
             clean_range = join(clean_range, range(&batch.pixels)?);
             moved_range = join(moved_range, facts.moved_range);
             rows.extend(facts.rows);
@@ -174,8 +180,8 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             attacked: Accuracy::over(&outcomes, |o| o.moved == o.label),
             clean: Accuracy::over(&outcomes, |o| o.clean == o.label),
             threat_model: ThreatModel {
-                budget: declared.budget,
-                knowledge: Knowledge::WhiteBox,
+                budget,
+                knowledge: declared.access.into(),
                 away_from: self.away_from,
             },
             attack: declared.name.clone(),
@@ -186,8 +192,8 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             outcomes,
         };
         robust.push(checks::input_range(clean_range));
-        robust.push(checks::bound(declared, worst, moved_range));
-        robust.push(checks::reachable(declared));
+        robust.push(checks::bound(budget, worst, moved_range));
+        robust.push(checks::reachable(declared, budget));
         robust.push(self.repeatable(&few, &effort.checks)?);
         robust.push(if self.checks.gradients {
             let resists = |row: &&Row| row.flat && row.outcome.robust();
@@ -208,10 +214,10 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         robust.push(match larger {
             _ if !self.checks.larger_eps => Check::not_run(checks::LARGER),
             None => Check::not_applicable(checks::LARGER, "the attack has no larger epsilon"),
-            Some((budget, attack)) => {
+            Some((larger, attack)) => {
                 let there = self.survivors(&*attack, &few, &effort.checks)?;
                 let size = |budget: Budget| budget.eps().get();
-                checks::larger((size(declared.budget), here), (size(budget), there))
+                checks::larger((size(budget), here), (size(larger), there))
             }
         });
         robust.push(if self.checks.huge_eps {
@@ -232,7 +238,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
     fn batch<A: Attack<C> + ?Sized>(
         &self,
         attack: &A,
-        declared: &Declared,
+        (budget, shadow): (Budget, bool),
         batch: &Batch<Labels>,
         labels: &[u32],
         effort: &Effort,
@@ -251,7 +257,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         let clean = predict(self.model, pixels, &checking)?;
         let reference = self.reference(batch, &clean)?;
         let moved = craft(attack, self.model, pixels, Aim::Away(&reference), &crafting)?;
-        let spent = declared.budget.spent(&moved, pixels)?;
+        let spent = budget.spent(&moved, pixels)?;
         let predicted = predict(self.model, &moved, &checking.fork(SCORING))?;
         let mut rows: Vec<Row> = Vec::with_capacity(labels.len());
         for (i, &sample) in samples.iter().enumerate() {
@@ -269,10 +275,9 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
                 fgsm: moved,
             });
         }
-        let shadow = self.checks.fgsm && declared.iterative;
         if self.checks.gradients || shadow {
             let (fgsm, flat) =
-                one_step(self.model, pixels, &reference, declared.budget, &checking)?;
+                one_step(self.model, pixels, &reference, budget, &checking)?;
             for (row, flat) in rows.iter_mut().zip(flat) {
                 row.flat = flat;
             }
@@ -642,7 +647,14 @@ mod tests {
 
     #[test]
     fn too_few_steps_are_questionable() -> Result<()> {
-        let robust = evaluate(&Affine::new(), Spec::Pgd(bim(eps(0.05), eps(0.005), 9)?))?;
+        let short = bim(eps(0.05), eps(0.005), 9)?;
+        let refused = evaluate(&Affine::new(), Spec::Pgd(short)).unwrap_err();
+        assert!(refused.to_string().contains("short_reach"), "{refused}");
+        let short = Pgd {
+            short_reach: true,
+            ..short
+        };
+        let robust = evaluate(&Affine::new(), Spec::Pgd(short))?;
         assert_eq!(finding(&robust, checks::REACH), Finding::Questionable);
         assert_eq!(
             robust.verdict,

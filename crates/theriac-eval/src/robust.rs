@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 use theriac::Budget;
+use theriac_attacks::Access;
 
 use crate::{Accuracy, Check, Finding, Verdict};
 
@@ -14,6 +15,20 @@ use crate::{Accuracy, Check, Finding, Verdict};
 pub enum Knowledge {
     /// The whole model, its defence included, and its gradients.
     WhiteBox,
+    /// Logits.
+    Scores,
+    /// Predicted classes.
+    Decisions,
+}
+
+impl From<Access> for Knowledge {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Gradients => Self::WhiteBox,
+            Access::Scores => Self::Scores,
+            Access::Decisions => Self::Decisions,
+        }
+    }
 }
 
 /// The label that an untargeted attack leads away from.
@@ -40,13 +55,17 @@ pub struct ThreatModel {
 
 impl fmt::Display for ThreatModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Knowledge::WhiteBox = self.knowledge;
+        let knowledge = match self.knowledge {
+            Knowledge::WhiteBox => "white-box",
+            Knowledge::Scores => "black-box by logits",
+            Knowledge::Decisions => "black-box by decisions",
+        };
         let label = match self.away_from {
             Reference::Label => "the true label",
             Reference::Prediction => "the predicted label",
         };
         let (norm, eps) = (self.budget.norm(), self.budget.eps());
-        write!(f, "{norm} {eps}, white-box, untargeted away from {label}")
+        write!(f, "{norm} {eps}, {knowledge}, untargeted away from {label}")
     }
 }
 

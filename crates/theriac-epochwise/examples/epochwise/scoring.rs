@@ -83,14 +83,15 @@ pub(crate) fn accuracy(
             steps,
             scored_after: Some(taken),
         } => {
-            let attack = bim(eps, eps.over(steps)?, taken)?;
             // An intermediate point is not meant to reach eps.
+            let attack = Pgd {
+                short_reach: true,
+                ..bim(eps, eps.over(steps)?, taken)?
+            };
             let name = format!("BIM({steps}) after iteration {taken}");
             let declared = Declared {
-                name,
-                budget,
-                reach: None,
                 iterative: false,
+                ..Declared::gradients(&name, Some(budget))
             };
             evaluator.attack(&attack, &declared, batches(), observe)?
         }
@@ -106,10 +107,8 @@ pub(crate) fn accuracy(
             );
             let reach = Some(step.get() * f64::from(steps));
             let declared = Declared {
-                name,
-                budget,
                 reach,
-                iterative: true,
+                ..Declared::gradients(&name, Some(budget))
             };
             evaluator.attack(&attack, &declared, batches(), observe)?
         }
