@@ -170,7 +170,9 @@ impl ApgdT {
         pass: &Pass<'_>,
     ) -> Result<Pixels> {
         self.check()?;
-        Ok(self.toward(targets, start, model, clean, labels, pass)?.images)
+        Ok(self
+            .toward(targets, start, model, clean, labels, pass)?
+            .images)
     }
 
     fn toward<C: Classifier + ?Sized>(
@@ -240,7 +242,9 @@ fn ascend<C: Classifier + ?Sized>(
         let (unbroken, stay) = Active::unbroken(model, clean, aim, pass)?;
         (left, everyone) = (unbroken, stay.unwrap_or_default());
         ever_fooled = vec![true; n];
-        everyone.iter().for_each(|&i| ever_fooled[i as usize] = false);
+        everyone
+            .iter()
+            .for_each(|&i| ever_fooled[i as usize] = false);
         if everyone.is_empty() {
             let images = left.finish(clean)?;
             return Ok(Found {
@@ -256,7 +260,9 @@ fn ascend<C: Classifier + ?Sized>(
     let see = |x: &Pixels, left: &Active<Labels>, numbers: &[u32], step: u64| {
         let pass = pass.at(step);
         let aim = aim.at(&left.target);
-        look(model, x, aim, &pass.over(&left.samples), |logits| loss(logits, aim, numbers))
+        look(model, x, aim, &pass.over(&left.samples), |logits| {
+            loss(logits, aim, numbers)
+        })
     };
     let mut seen = see(&x, &left, &numbers, 0)?;
     let mut old = x.clone();
@@ -398,7 +404,11 @@ impl<C: Classifier + ?Sized> Attack<C> for ApgdT {
         self.check()?;
         let Aim::Away(labels) = aim else {
             // It chooses its targets itself; toward one class, APGD on the DLR loss is the same.
-            let loss = if model.classes() < 4 { Loss::Margin } else { Loss::Dlr };
+            let loss = if model.classes() < 4 {
+                Loss::Margin
+            } else {
+                Loss::Dlr
+            };
             return Apgd { loss, ..self.one() }.perturb(model, clean, aim, pass);
         };
         let mut left = Active::all(clean, labels, pass.samples)?;

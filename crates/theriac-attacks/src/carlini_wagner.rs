@@ -155,7 +155,11 @@ impl CarliniWagner {
                     break;
                 }
                 losses_at_check = pick(&losses, &stay);
-                (w, m, v) = (pick_rows(&w, &stay)?, pick_rows(&m, &stay)?, pick_rows(&v, &stay)?);
+                (w, m, v) = (
+                    pick_rows(&w, &stay)?,
+                    pick_rows(&m, &stay)?,
+                    pick_rows(&v, &stay)?,
+                );
                 at = pick(&at, &stay);
             }
         }
@@ -168,7 +172,13 @@ impl CarliniWagner {
         let rivals: Vec<u32> = rankings
             .iter()
             .zip(labels)
-            .map(|(ranking, label)| if ranking[0] == *label { ranking[1] } else { ranking[0] })
+            .map(|(ranking, label)| {
+                if ranking[0] == *label {
+                    ranking[1]
+                } else {
+                    ranking[0]
+                }
+            })
             .collect();
         let margin = ((entries(logits, labels)? - entries(logits, &rivals)?)? * aim.sign())?;
         Ok(theriac_ops::relu(&(margin + self.confidence)?)?)
@@ -254,7 +264,11 @@ impl<C: Classifier + ?Sized> Attack<C> for CarliniWagner {
     }
 
     fn cut(&self) -> Cut {
-        if self.abort_early { Cut::Large } else { Cut::Small }
+        if self.abort_early {
+            Cut::Large
+        } else {
+            Cut::Small
+        }
     }
 }
 
@@ -271,11 +285,26 @@ impl Declare for CarliniWagner {
         at_least_one("steps", self.steps)?;
         at_least_one("search_steps", self.search_steps)?;
         let at_least_0 = self.confidence >= 0.0 && self.confidence.is_finite();
-        setting(at_least_0, "confidence", self.confidence, "expected at least 0")?;
+        setting(
+            at_least_0,
+            "confidence",
+            self.confidence,
+            "expected at least 0",
+        )?;
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let remedy = "expected a number above 0";
-        setting(positive(self.learning_rate), "learning_rate", self.learning_rate, remedy)?;
-        setting(positive(self.initial_c), "initial_c", self.initial_c, remedy)
+        setting(
+            positive(self.learning_rate),
+            "learning_rate",
+            self.learning_rate,
+            remedy,
+        )?;
+        setting(
+            positive(self.initial_c),
+            "initial_c",
+            self.initial_c,
+            remedy,
+        )
     }
 
     fn scaled(self, _: f64) -> Result<Self> {

@@ -78,7 +78,11 @@ impl<C: Classifier + ?Sized> Attack<C> for Ddn {
                 epsilon[i] = (epsilon[i] * (1.0 + change)).min(farthest[i]);
             }
             let norms = Norm::L2.of(&moved)?;
-            let factors: Vec<f64> = epsilon.iter().zip(norms).map(|(e, n)| e / n.max(1e-12)).collect();
+            let factors: Vec<f64> = epsilon
+                .iter()
+                .zip(norms)
+                .map(|(e, n)| e / n.max(1e-12))
+                .collect();
             let on_sphere = moved.broadcast_mul(&column(&factors, &moved)?)?;
             x = Pixels::clamp(&(clean.tensor() + on_sphere)?)?;
         }
@@ -153,9 +157,19 @@ impl Declare for Ddn {
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
         let share = self.gamma > 0.0 && self.gamma < 1.0;
-        setting(share, "gamma", self.gamma, "expected a share between 0 and 1")?;
+        setting(
+            share,
+            "gamma",
+            self.gamma,
+            "expected a share between 0 and 1",
+        )?;
         let positive = self.epsilon.get() > 0.0;
-        setting(positive, "epsilon", self.epsilon, "expected a radius above 0")
+        setting(
+            positive,
+            "epsilon",
+            self.epsilon,
+            "expected a radius above 0",
+        )
     }
 
     fn scaled(self, _: f64) -> Result<Self> {

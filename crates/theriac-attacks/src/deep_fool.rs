@@ -18,8 +18,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use theriac::{
-    Aim, Attack, Classifier, Cut, Labels, Norm, Pass, Pixels, Result, finite_rows, jacobian,
-    scores,
+    Aim, Attack, Classifier, Cut, Labels, Norm, Pass, Pixels, Result, finite_rows, jacobian, scores,
 };
 
 use crate::active::{Active, pick, pick_rows};
@@ -207,7 +206,12 @@ impl Declare for DeepFool {
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
         let enough = self.candidates >= 2;
-        setting(enough, "candidates", self.candidates, "give at least 2: the class and another")?;
+        setting(
+            enough,
+            "candidates",
+            self.candidates,
+            "give at least 2: the class and another",
+        )?;
         let positive = self.overshoot >= 0.0 && self.overshoot.is_finite();
         setting(positive, "overshoot", self.overshoot, "expected at least 0")
     }

@@ -21,7 +21,7 @@ use theriac::{
 use crate::active::{Active, pick};
 use crate::apgd::other_classes;
 use crate::declared::{at_least_one, setting};
-use crate::host::{images, rows};
+use crate::host::{column, images, rows};
 use crate::loss::{entries, fooled, margin};
 use crate::{Declare, Declared, Loss};
 
@@ -57,6 +57,14 @@ pub struct Fab {
     /// An image leaves the batch once it is found this close.
     #[serde(default)]
     pub enough: Option<Eps>,
+    /// Number of runs; all but the first start at random, half as far as the best so far or as
+    /// `enough`.
+    #[serde(default = "once")]
+    pub restarts: u32,
+}
+
+fn once() -> u32 {
+    1
 }
 
 fn hundred() -> u32 {
@@ -86,14 +94,16 @@ impl Fab {
             eta: overshoot(),
             beta: shrink(),
             enough: None,
+            restarts: once(),
         }
     }
 
-    /// One run without a random start over the boundaries to `classes`, one list an image, all of
-    /// one length. The closest image found, or the clean one, and its distance.
+    /// One run over the boundaries to `classes`, one list an image, all of one length. The closest
+    /// image found, or the clean one, and its distance.
     fn run<C: Classifier + ?Sized>(
         &self,
         classes: &[Vec<u32>],
+        start: Pixels,
         model: &C,
         clean: &Pixels,
         aim: Aim<'_, Labels>,
@@ -104,7 +114,7 @@ impl Fab {
         let mut classes = classes.to_vec();
         let mut at: Vec<u32> = (0..n as u32).collect();
         let mut all_distances = vec![f64::INFINITY; n];
-        let mut x = clean.clone();
+        let mut x = start;
         let mut best = clean.clone();
         let mut distances = vec![f64::INFINITY; n];
         for k in 0..self.steps {
@@ -158,6 +168,28 @@ impl Fab {
         Ok((left.finish(&best)?, all_distances))
     }
 
+    /// A random point, half as far from the clean image as the closest one found.
+    fn start(&self, clean: &Pixels, distances: &[f64], pass: &Pass<'_>) -> Result<Pixels> {
+        let unit = match self.norm {
+            Norm::L2 => Norm::L2.steepest(&pass.normal("start", clean.tensor())?)?,
+            norm => {
+                let noise = pass.uniform("start", clean)?;
+                let most: Vec<f64> = norm
+                    .of(&noise)?
+                    .iter()
+                    .map(|m| 1.0 / m.max(1e-12))
+                    .collect();
+                noise.broadcast_mul(&column(&most, &noise)?)?
+            }
+        };
+        // AutoAttack's radii where none is given.
+        let usual = if self.norm == Norm::L2 { 1.0 } else { 0.3 };
+        let most = self.enough.map_or(usual, Eps::get);
+        let radii: Vec<f64> = distances.iter().map(|d| 0.5 * d.min(most)).collect();
+        let moved = (clean.tensor() + unit.broadcast_mul(&column(&radii, &unit)?)?)?;
+        Pixels::clamp(&moved)
+    }
+
     /// The combined step from x and x_0.
     fn step(
         &self,
@@ -171,9 +203,8 @@ impl Fab {
         let differences = rows(differences)?;
         let mut moved = Vec::with_capacity(at.len());
         for i in 0..at.len() {
-            let distance = |l: usize| {
-                differences[i][l].abs() / (dual(self.norm, &gradients[l][i]) + 1e-12)
-            };
+            let distance =
+                |l: usize| differences[i][l].abs() / (dual(self.norm, &gradients[l][i]) + 1e-12);
             let nearest = (0..gradients.len()).min_by(|&a, &b| distance(a).total_cmp(&distance(b)));
             let l = nearest.unwrap_or(0);
             let (w, f) = (&gradients[l][i], differences[i][l]);
@@ -181,10 +212,14 @@ impl Fab {
             let f_clean = f + between.map(|(w, (x, x0))| w * (x0 - x)).sum::<f64>();
             let d1 = onto_plane(self.norm, &at[i], w, f);
             let d2 = onto_plane(self.norm, &from[i], w, f_clean);
-            let (a1, a2) = (size(self.norm, &d1).max(1e-8), size(self.norm, &d2).max(1e-8));
+            let (a1, a2) = (
+                size(self.norm, &d1).max(1e-8),
+                size(self.norm, &d2).max(1e-8),
+            );
             let a = (a1 / (a1 + a2)).min(self.alpha_max);
             let row = (0..w.len()).map(|j| {
-                let (from_x, from_clean) = (at[i][j] + self.eta * d1[j], from[i][j] + self.eta * d2[j]);
+                let (from_x, from_clean) =
+                    (at[i][j] + self.eta * d1[j], from[i][j] + self.eta * d2[j]);
                 (1.0 - a) * from_x + a * from_clean
             });
             moved.push(row.collect());
@@ -195,11 +230,7 @@ impl Fab {
 
 /// Logits of the classes minus that of the label, (N, K): above 0 across the boundary. Toward a
 /// class there is one boundary, to it from the best of the others.
-fn differences_of(
-    logits: &Tensor,
-    classes: &[Vec<u32>],
-    aim: Aim<'_, Labels>,
-) -> Result<Tensor> {
+fn differences_of(logits: &Tensor, classes: &[Vec<u32>], aim: Aim<'_, Labels>) -> Result<Tensor> {
     if let Aim::Toward(_) = aim {
         return Ok(Loss::Margin.of(logits, aim)?.unsqueeze(1)?);
     }
@@ -303,21 +334,28 @@ impl<C: Classifier + ?Sized> Attack<C> for Fab {
             return left.finish(clean);
         };
         others = pick(&others, &stay);
-        let runs: Vec<std::ops::Range<usize>> = match self.targets {
+        let ranks: Vec<std::ops::Range<usize>> = match self.targets {
             None => vec![0..model.classes() - 1],
             Some(targets) => {
                 let targets = (targets as usize).min(model.classes() - 1);
                 (0..targets).map(|rank| rank..rank + 1).collect()
             }
         };
+        let runs = ranks
+            .into_iter()
+            .flat_map(|ranks| (0..self.restarts).map(move |run| (ranks.clone(), run)));
         let mut best = left.clean.clone();
         let mut distances = vec![f64::INFINITY; best.len()];
-        for (number, ranks) in runs.into_iter().enumerate() {
+        for (number, (ranks, run)) in runs.enumerate() {
             let pass = pass.fork(number as u64);
             let pass = pass.over(&left.samples);
             let classes: Vec<Vec<u32>> = others.iter().map(|o| o[ranks.clone()].to_vec()).collect();
-            let (found, away) =
-                self.run(&classes, model, &left.clean, aim.at(&left.target), &pass)?;
+            let start = match run {
+                0 => left.clean.clone(),
+                _ => self.start(&left.clean, &distances, &pass)?,
+            };
+            let aim = aim.at(&left.target);
+            let (found, away) = self.run(&classes, start, model, &left.clean, aim, &pass)?;
             let closer: Vec<bool> = away.iter().zip(&distances).map(|(a, b)| a < b).collect();
             best = found.select(&closer, &best)?;
             for (known, new) in distances.iter_mut().zip(away) {
@@ -347,16 +385,27 @@ impl Declare for Fab {
             None => format!("FAB {}, {} steps", self.norm, self.steps),
             Some(t) => format!("FAB-T {}, {t} targets, {} steps", self.norm, self.steps),
         };
-        Declared::gradients(&name, None)
+        Declared::gradients(&name, None).random(self.restarts > 1)
     }
 
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
+        at_least_one("restarts", self.restarts)?;
         at_least_one("targets", self.targets.unwrap_or(1))?;
         let share = |value: f64| (0.0..=1.0).contains(&value);
-        setting(share(self.alpha_max), "alpha_max", self.alpha_max, "expected 0 to 1")?;
+        setting(
+            share(self.alpha_max),
+            "alpha_max",
+            self.alpha_max,
+            "expected 0 to 1",
+        )?;
         setting(share(self.beta), "beta", self.beta, "expected 0 to 1")?;
-        setting(self.eta >= 1.0 && self.eta.is_finite(), "eta", self.eta, "expected at least 1")
+        setting(
+            self.eta >= 1.0 && self.eta.is_finite(),
+            "eta",
+            self.eta,
+            "expected at least 1",
+        )
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {

@@ -92,13 +92,14 @@ impl FewPixel {
             image
         };
         // Fitness of candidates, lower is better for the attacker, and the first that fools.
-        let score = |candidates: &[Vec<f64>], pass: &Pass<'_>| -> Result<(Vec<f64>, Option<usize>)> {
-            let painted: Vec<Vec<f64>> = candidates.iter().map(paint).collect();
-            let rows = mean_scores(model, &images(&painted, clean)?, &pass.over(&ids))?;
-            let fools = |row: &Vec<f64>| aim.reached(theriac::largest(row) == label);
-            let fitness = rows.iter().map(|row| aim.sign() * probability(row, label));
-            Ok((fitness.collect(), rows.iter().position(fools)))
-        };
+        let score =
+            |candidates: &[Vec<f64>], pass: &Pass<'_>| -> Result<(Vec<f64>, Option<usize>)> {
+                let painted: Vec<Vec<f64>> = candidates.iter().map(paint).collect();
+                let rows = mean_scores(model, &images(&painted, clean)?, &pass.over(&ids))?;
+                let fools = |row: &Vec<f64>| aim.reached(theriac::largest(row) == label);
+                let fitness = rows.iter().map(|row| aim.sign() * probability(row, label));
+                Ok((fitness.collect(), rows.iter().position(fools)))
+            };
         let rng = pass.rng.at(0);
         let mut population = self.first(rng, sample, genes, c);
         let (mut fitness, found) = score(&population, &pass.at(0))?;
@@ -220,7 +221,12 @@ impl Declare for FewPixel {
         at_least_one("pixels", self.pixels)?;
         at_least_one("steps", self.steps)?;
         let remedy = "differences need at least 4 candidates";
-        crate::declared::setting(self.population >= FEWEST, "population", self.population, remedy)
+        crate::declared::setting(
+            self.population >= FEWEST,
+            "population",
+            self.population,
+            remedy,
+        )
     }
 
     fn scaled(self, _: f64) -> Result<Self> {

@@ -138,7 +138,12 @@ impl Declare for Fmn {
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
         let share = self.gamma > 0.0 && self.gamma < 1.0;
-        setting(share, "gamma", self.gamma, "expected a share between 0 and 1")?;
+        setting(
+            share,
+            "gamma",
+            self.gamma,
+            "expected a share between 0 and 1",
+        )?;
         let positive = self.step > 0.0 && self.step.is_finite();
         setting(positive, "step", self.step, "expected a length above 0")
     }

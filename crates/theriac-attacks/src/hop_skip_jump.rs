@@ -78,7 +78,9 @@ impl<C: Classifier + ?Sized> Oracle<'_, C> {
     fn fools(&self, x: &[Vec<f64>]) -> Result<Vec<bool>> {
         let ids = vec![self.pass.samples[0]; x.len()];
         let rows = scores(self.model, &images(x, self.like)?, &self.pass.over(&ids))?;
-        let told = rows.iter().map(|row| self.aim.reached(largest(row) == self.label));
+        let told = rows
+            .iter()
+            .map(|row| self.aim.reached(largest(row) == self.label));
         Ok(told.collect())
     }
 
@@ -115,7 +117,9 @@ impl HopSkipJump {
             Norm::L2 => pairs.map(|(x, m)| x + share * (m - x)).collect(),
             _ => {
                 let radius = share * self.distance(clean, moved);
-                pairs.map(|(x, m)| x + (m - x).clamp(-radius, radius)).collect()
+                pairs
+                    .map(|(x, m)| x + (m - x).clamp(-radius, radius))
+                    .collect()
             }
         }
     }
@@ -169,15 +173,24 @@ impl HopSkipJump {
                 .map(|row| row.iter().map(|&v| self.centred(f64::from(v))).collect())
                 .collect();
             for unit in &mut units {
-                let norm = unit.iter().map(|u: &f64| u * u).sum::<f64>().sqrt().max(1e-12);
+                let norm = unit
+                    .iter()
+                    .map(|u: &f64| u * u)
+                    .sum::<f64>()
+                    .sqrt()
+                    .max(1e-12);
                 unit.iter_mut().for_each(|u| *u /= norm);
             }
             let queries = units.iter().map(|unit| {
-                let moved = at.iter().zip(unit).map(|(x, u)| (x + delta * u).clamp(0.0, 1.0));
+                let moved = at
+                    .iter()
+                    .zip(unit)
+                    .map(|(x, u)| (x + delta * u).clamp(0.0, 1.0));
                 moved.collect::<Vec<f64>>()
             });
             let queries: Vec<Vec<f64>> = queries.collect();
-            for ((query, told), unit) in queries.iter().zip(oracle.fools(&queries)?).zip(&mut units) {
+            for ((query, told), unit) in queries.iter().zip(oracle.fools(&queries)?).zip(&mut units)
+            {
                 fooled += usize::from(told);
                 let phi = if told { 1.0 } else { -1.0 };
                 for j in 0..d {
@@ -193,11 +206,20 @@ impl HopSkipJump {
         let mut direction: Vec<f64> = match fooled {
             0 => plain.iter().map(|p| -p).collect(),
             all if all == draws => plain,
-            _ => signed.iter().zip(&plain).map(|(s, p)| s - mean * p).collect(),
+            _ => signed
+                .iter()
+                .zip(&plain)
+                .map(|(s, p)| s - mean * p)
+                .collect(),
         };
         match self.norm {
             Norm::L2 => {
-                let norm = direction.iter().map(|u| u * u).sum::<f64>().sqrt().max(1e-12);
+                let norm = direction
+                    .iter()
+                    .map(|u| u * u)
+                    .sum::<f64>()
+                    .sqrt()
+                    .max(1e-12);
                 direction.iter_mut().for_each(|u| *u /= norm);
             }
             _ => direction.iter_mut().for_each(|u| {
@@ -215,11 +237,19 @@ impl HopSkipJump {
     }
 
     /// The closest image found, or the clean one if no start was.
-    fn walk<C: Classifier + ?Sized>(&self, clean: &[f64], oracle: &Oracle<'_, C>) -> Result<Vec<f64>> {
+    fn walk<C: Classifier + ?Sized>(
+        &self,
+        clean: &[f64],
+        oracle: &Oracle<'_, C>,
+    ) -> Result<Vec<f64>> {
         let (d, sample) = (clean.len(), u64::from(oracle.pass.samples[0]));
         let mut start = None;
         for trial in 0..self.trials {
-            let noise = oracle.pass.fork(u64::from(trial)).rng.uniform("start", sample, d);
+            let noise = oracle
+                .pass
+                .fork(u64::from(trial))
+                .rng
+                .uniform("start", sample, d);
             let noise: Vec<f64> = noise.into_iter().map(f64::from).collect();
             if oracle.fools_one(&noise)? {
                 start = Some(noise);
@@ -248,8 +278,7 @@ impl HopSkipJump {
             let mut size = away / f64::from(t).sqrt();
             for _ in 0..HALVINGS {
                 let step = x.iter().zip(&direction);
-                let moved: Vec<f64> =
-                    step.map(|(x, u)| (x + size * u).clamp(0.0, 1.0)).collect();
+                let moved: Vec<f64> = step.map(|(x, u)| (x + size * u).clamp(0.0, 1.0)).collect();
                 if oracle.fools_one(&moved)? {
                     x = self.to_boundary(clean, &moved, &oracle)?;
                     break;
@@ -307,7 +336,12 @@ impl Declare for HopSkipJump {
         at_least_one("draws", self.draws)?;
         at_least_one("trials", self.trials)?;
         let remedy = "expected at least as many as draws";
-        setting(self.most_draws >= self.draws, "most_draws", self.most_draws, remedy)
+        setting(
+            self.most_draws >= self.draws,
+            "most_draws",
+            self.most_draws,
+            remedy,
+        )
     }
 
     fn scaled(self, _: f64) -> Result<Self> {

@@ -20,9 +20,7 @@ pub(crate) fn images(rows: &[Vec<f64>], like: &Pixels) -> Result<Pixels> {
             let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
             Tensor::from_vec(values, (rows.len(), c, h, w), like.device())?
         }
-        dtype => {
-            Tensor::from_vec(values, (rows.len(), c, h, w), like.device())?.to_dtype(dtype)?
-        }
+        dtype => Tensor::from_vec(values, (rows.len(), c, h, w), like.device())?.to_dtype(dtype)?,
     };
     Pixels::clamp(&x)
 }

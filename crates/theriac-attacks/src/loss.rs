@@ -2,9 +2,7 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use theriac::{
-    Aim, Classifier, Error, Labels, Model, Pass, Pixels, Result, finite_rows, gradient,
-};
+use theriac::{Aim, Classifier, Error, Labels, Model, Pass, Pixels, Result, finite_rows, gradient};
 
 /// A loss by logits z (N, K) and labels y; its value for the attacker is larger the better.
 ///
@@ -57,7 +55,8 @@ impl Loss {
             }
             (Self::Dlr, Aim::Away(_)) => {
                 let ranked = ranked(logits, 3)?;
-                let margin = (entries(logits, &rivals(&ranked, &labels))? - entries(logits, &labels)?)?;
+                let margin =
+                    (entries(logits, &rivals(&ranked, &labels))? - entries(logits, &labels)?)?;
                 let span = (place(logits, &ranked, 0)? - place(logits, &ranked, 2)?)?;
                 Ok((margin / (span + DLR_FLOOR)?)?)
             }
@@ -81,7 +80,10 @@ pub(crate) fn targeted_dlr(logits: &Tensor, labels: &[u32], targets: &[u32]) -> 
 
 /// The classes of each row from the largest logit to the smallest; the first among equals first.
 pub(crate) fn rankings(logits: &Tensor) -> Result<Vec<Vec<u32>>> {
-    Ok(finite_rows(logits, &[])?.iter().map(|row| ranking(row)).collect())
+    Ok(finite_rows(logits, &[])?
+        .iter()
+        .map(|row| ranking(row))
+        .collect())
 }
 
 /// The classes of one row from the largest logit to the smallest.
@@ -105,9 +107,8 @@ fn ranked(logits: &Tensor, least: usize) -> Result<Vec<Vec<u32>>> {
 
 /// The most likely class of each row that is not its label.
 fn rivals(rankings: &[Vec<u32>], labels: &[u32]) -> Vec<u32> {
-    let rival = |(ranking, label): (&Vec<u32>, &u32)| {
-        ranking.iter().copied().find(|class| class != label)
-    };
+    let rival =
+        |(ranking, label): (&Vec<u32>, &u32)| ranking.iter().copied().find(|class| class != label);
     let rows = rankings.iter().zip(labels);
     rows.map(|row| rival(row).unwrap_or(*row.1)).collect()
 }
@@ -184,7 +185,9 @@ fn average(seen: Vec<Seen>) -> Result<Seen> {
     let add = |(a, b): (&mut f64, f64)| *a += b;
     let mut seen = seen.into_iter();
     let Some((mut values, mut rows, mut gradient)) = seen.next() else {
-        return Err(Error::Empty { what: "list of draws" });
+        return Err(Error::Empty {
+            what: "list of draws",
+        });
     };
     if draws == 1.0 {
         return Ok((values, rows, gradient));

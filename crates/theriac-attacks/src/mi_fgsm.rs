@@ -89,7 +89,12 @@ impl Declare for MiFgsm {
     fn check(&self) -> Result<()> {
         at_least_one("steps", self.steps)?;
         let remedy = "expected a finite decay of at least 0";
-        setting(self.decay.is_finite() && self.decay >= 0.0, "decay", self.decay, remedy)?;
+        setting(
+            self.decay.is_finite() && self.decay >= 0.0,
+            "decay",
+            self.decay,
+            remedy,
+        )?;
         self.declared().check_reach(self.short_reach)
     }
 

@@ -136,7 +136,10 @@ impl Pgd {
                         .transpose()?;
                 }
             }
-            let step = self.budget.norm().steepest_above(&gradient, self.l2_floor)?;
+            let step = self
+                .budget
+                .norm()
+                .steepest_above(&gradient, self.l2_floor)?;
             let step = (step * (aim.sign() * self.step.get()))?;
             x = self.budget.project(&(x.tensor() + step)?, &left.clean)?;
         }

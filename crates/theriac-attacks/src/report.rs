@@ -78,7 +78,10 @@ where
     let last = craft(attack, model, clean, aim, &watched)?;
     pass.meter.add(&meter);
     let (values, fooled) = judge(model, &last, aim, pass)?;
-    let journal = journal.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let journal = journal
+        .0
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     let mut best = last.clone();
     let mut rows = Vec::with_capacity(clean.len());
     for (i, &sample) in pass.samples.iter().enumerate() {

@@ -130,7 +130,9 @@ mod tests {
         );
         let eight = "{ kind = \"fgsm\", budget = { norm = \"linf\", eps = 8 } }";
         assert!(read(eight).unwrap_err().to_string().contains("/255"));
-        let five = read(&format!("{{ kind = \"restarts\", times = 5, attack = {pgd} }}"));
+        let five = read(&format!(
+            "{{ kind = \"restarts\", times = 5, attack = {pgd} }}"
+        ));
         assert!(five.unwrap().declared().name.ends_with("best of 5 runs"));
         let wrong = format!("{{ kind = \"restarts\", times = 5, attack = {pgd}, n = 1 }}");
         assert!(read(&wrong).is_err());

@@ -71,7 +71,9 @@ impl Spsa {
         let sign = |i: usize| if draws[i] < 0.5 { -1.0 } else { 1.0 };
         let query = |j: usize, side: f64| -> Vec<f64> {
             let moved = x.iter().enumerate();
-            moved.map(|(i, x)| x + side * delta * sign(j * d + i)).collect()
+            moved
+                .map(|(i, x)| x + side * delta * sign(j * d + i))
+                .collect()
         };
         let pairs = (0..m).flat_map(|j| [query(j, 1.0), query(j, -1.0)]);
         let queries: Vec<Vec<f64>> = pairs.collect();
@@ -130,12 +132,16 @@ impl<C: Classifier + ?Sized> Attack<C> for Spsa {
                     let (m, v) = (&mut m[i][j], &mut v[i][j]);
                     *m = 0.9 * *m + 0.1 * g;
                     *v = 0.999 * *v + 0.001 * g * g;
-                    let (first, second) =
-                        (*m / (1.0 - 0.9f64.powi(step)), *v / (1.0 - 0.999f64.powi(step)));
+                    let (first, second) = (
+                        *m / (1.0 - 0.9f64.powi(step)),
+                        *v / (1.0 - 0.999f64.powi(step)),
+                    );
                     x[j] += self.learning_rate.get() * first / (second.sqrt() + 1e-8);
                 }
             }
-            x = self.budget.project(images(&at, clean)?.tensor(), &left.clean)?;
+            x = self
+                .budget
+                .project(images(&at, clean)?.tensor(), &left.clean)?;
         }
         left.finish(&x)
     }
@@ -157,7 +163,12 @@ impl Declare for Spsa {
         at_least_one("samples", self.samples)?;
         let remedy = "expected a size above 0";
         setting(self.delta.get() > 0.0, "delta", self.delta, remedy)?;
-        setting(self.learning_rate.get() > 0.0, "learning_rate", self.learning_rate, remedy)
+        setting(
+            self.learning_rate.get() > 0.0,
+            "learning_rate",
+            self.learning_rate,
+            remedy,
+        )
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {

@@ -116,7 +116,13 @@ impl Square {
     }
 
     /// The next image to ask about.
-    fn proposal(&self, search: &Search, [c, h, w]: [usize; 3], k: u32, draw: &mut Draw) -> Vec<f64> {
+    fn proposal(
+        &self,
+        search: &Search,
+        [c, h, w]: [usize; 3],
+        k: u32,
+        draw: &mut Draw,
+    ) -> Vec<f64> {
         let eps = self.budget.eps().get();
         let side = (self.share_at(k) * (h * w) as f64).sqrt().round() as usize;
         if self.budget.norm() == Norm::L2 {
@@ -126,7 +132,11 @@ impl Square {
         let (top, left) = (draw.below(h - s + 1), draw.below(w - s + 1));
         let mut next = search.best.clone();
         for channel in 0..c {
-            let step = if draw.unit() < 0.5 { -2.0 * eps } else { 2.0 * eps };
+            let step = if draw.unit() < 0.5 {
+                -2.0 * eps
+            } else {
+                2.0 * eps
+            };
             for y in top..top + s {
                 for x in left..left + s {
                     let i = (channel * h + y) * w + x;
@@ -139,7 +149,13 @@ impl Square {
     }
 
     /// L2: moves the energy of one window, and what is unspent, into a bump in another.
-    fn bumps(&self, search: &Search, [c, h, w]: [usize; 3], side: usize, draw: &mut Draw) -> Vec<f64> {
+    fn bumps(
+        &self,
+        search: &Search,
+        [c, h, w]: [usize; 3],
+        side: usize,
+        draw: &mut Draw,
+    ) -> Vec<f64> {
         let eps = self.budget.eps().get();
         let s = (side.max(3) | 1).min(h).min(w);
         let windows = [
@@ -162,7 +178,11 @@ impl Square {
                     let square = delta[place(y, x)].powi(2);
                     let first = inside(windows[0], y, x);
                     in_first += if first { square } else { 0.0 };
-                    in_both += if first || inside(windows[1], y, x) { square } else { 0.0 };
+                    in_both += if first || inside(windows[1], y, x) {
+                        square
+                    } else {
+                        0.0
+                    };
                 }
             }
             let sign = if draw.unit() < 0.5 { -1.0 } else { 1.0 };
@@ -204,7 +224,10 @@ impl Draw {
 }
 
 fn clip(clean: &[f64], delta: &[f64]) -> Vec<f64> {
-    let moved = clean.iter().zip(delta).map(|(x, d)| (x + d).clamp(0.0, 1.0));
+    let moved = clean
+        .iter()
+        .zip(delta)
+        .map(|(x, d)| (x + d).clamp(0.0, 1.0));
     moved.collect()
 }
 
@@ -326,7 +349,12 @@ impl Declare for Square {
     fn check(&self) -> Result<()> {
         at_least_one("queries", self.queries)?;
         let share = self.share > 0.0 && self.share <= 1.0;
-        setting(share, "share", self.share, "expected a share of the image, above 0 and up to 1")
+        setting(
+            share,
+            "share",
+            self.share,
+            "expected a share of the image, above 0 and up to 1",
+        )
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {

@@ -66,18 +66,31 @@ impl<A: Declare> Declare for WorstOf<A> {
             budget: all.first().and_then(|one| one.budget),
             reach: None,
             iterative: all.iter().any(|one| one.iterative),
-            access: all.iter().map(|one| one.access).max().unwrap_or(Access::Decisions),
+            access: all
+                .iter()
+                .map(|one| one.access)
+                .max()
+                .unwrap_or(Access::Decisions),
             random: all.iter().any(|one| one.random),
         }
     }
 
     fn check(&self) -> Result<()> {
         self.attacks.iter().try_for_each(Declare::check)?;
-        let budgets: Vec<_> = self.attacks.iter().map(|one| one.declared().budget).collect();
+        let budgets: Vec<_> = self
+            .attacks
+            .iter()
+            .map(|one| one.declared().budget)
+            .collect();
         let remedy = "the attacks of a list share one ball: give each the same budget (within = \
                       for those that look for the smallest distance)";
         let same = budgets.iter().all(|b| b.is_some() && *b == budgets[0]);
-        crate::declared::setting(same && !budgets.is_empty(), "attacks", self.declared().name, remedy)
+        crate::declared::setting(
+            same && !budgets.is_empty(),
+            "attacks",
+            self.declared().name,
+            remedy,
+        )
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {

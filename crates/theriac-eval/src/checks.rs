@@ -359,10 +359,7 @@ mod tests {
             "{outside}"
         );
         for range in [(-0.1, 1.0), (0.0, 1.5), (f64::NAN, f64::NAN)] {
-            assert_eq!(
-                bound(budget(), (3, 0.0), range).finding,
-                Finding::Invalid
-            );
+            assert_eq!(bound(budget(), (3, 0.0), range).finding, Finding::Invalid);
         }
         assert_eq!(
             bound(budget(), (3, f64::NAN), (0.0, 1.0)).finding,
@@ -375,10 +372,7 @@ mod tests {
         use Finding::{Invalid, NotApplicable, Passed, Questionable};
         assert_eq!(input_range((0.0, 1.0)).finding, Passed);
         assert_eq!(input_range((0.0, 1.0 / 255.0)).finding, Questionable);
-        assert_eq!(
-            reachable(Some(10.0 * (0.1 / 10.0))).finding,
-            Passed
-        );
+        assert_eq!(reachable(Some(10.0 * (0.1 / 10.0))).finding, Passed);
         assert_eq!(reachable(Some(0.05)).finding, Questionable);
         assert_eq!(reachable(None).finding, NotApplicable);
         assert_eq!(gradients(0, 100, 0, 1000).finding, Passed);

@@ -276,8 +276,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             });
         }
         if self.checks.gradients || shadow {
-            let (fgsm, flat) =
-                one_step(self.model, pixels, &reference, budget, &checking)?;
+            let (fgsm, flat) = one_step(self.model, pixels, &reference, budget, &checking)?;
             for (row, flat) in rows.iter_mut().zip(flat) {
                 row.flat = flat;
             }

@@ -155,9 +155,13 @@ where
         return attack.perturb(model, clean, aim, pass);
     }
     let chunk = chunk(clean, cut);
-    in_parts(&[clean], chunk, aim.target(), pass, |images, target, pass| {
-        attack.perturb(model, &images[0], aim.at(target), pass)
-    })
+    in_parts(
+        &[clean],
+        chunk,
+        aim.target(),
+        pass,
+        |images, target, pass| attack.perturb(model, &images[0], aim.at(target), pass),
+    )
 }
 
 /// Images in one task.

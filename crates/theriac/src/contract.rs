@@ -54,7 +54,10 @@ where
     let ids: Vec<u32> = (0..n as u32).map(|i| i * 7 + 3).collect();
     let run = Run::new(17, clean.tensor().device());
     let pass = run.eval(&ids);
-    let before = (bytes(clean)?, finite_rows(&model.logits(clean, &pass)?, &ids)?);
+    let before = (
+        bytes(clean)?,
+        finite_rows(&model.logits(clean, &pass)?, &ids)?,
+    );
     let moved = attack.perturb(model, clean, Aim::Away(labels), &pass)?;
     Pixels::new(moved.tensor().clone())?;
     ensure(bytes(clean)? == before.0, || {

@@ -133,7 +133,11 @@ pub(crate) fn finite(
     broken: impl Iterator<Item = bool>,
     samples: &[u32],
 ) -> Result<()> {
-    let at: Vec<usize> = broken.enumerate().filter(|(_, b)| *b).map(|(i, _)| i).collect();
+    let at: Vec<usize> = broken
+        .enumerate()
+        .filter(|(_, b)| *b)
+        .map(|(i, _)| i)
+        .collect();
     let Some(&first) = at.first() else {
         return Ok(());
     };

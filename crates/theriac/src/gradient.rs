@@ -49,7 +49,11 @@ pub fn jacobian(
     let value = gradients_of(x, pass, &mut gradients, |x| {
         let value = f(x)?;
         let columns = value.dims().get(1).copied().unwrap_or(0);
-        expect(&value, &[x.len(), columns], "one row of values for each image")?;
+        expect(
+            &value,
+            &[x.len(), columns],
+            "one row of values for each image",
+        )?;
         let columns = (0..columns).map(|k| Ok(value.narrow(1, k, 1)?));
         let columns = columns.collect::<Result<_>>()?;
         Ok((value, columns))
@@ -82,7 +86,10 @@ fn gradients_of(
     let variable = Var::from_tensor(&x.tensor().detach())?;
     let (value, parts) = f(&Pixels::trusted(variable.as_tensor().clone()))?;
     let value = value.detach();
-    let rows = value.reshape((images, ()))?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let rows = value
+        .reshape((images, ()))?
+        .to_dtype(DType::F64)?
+        .to_vec2::<f64>()?;
     let broken = |row: &Vec<f64>| row.iter().any(|v| !v.is_finite());
     finite("the loss", rows.iter().map(broken), pass.samples)?;
     for part in parts {
@@ -97,7 +104,10 @@ fn gradients_of(
         let broken = l1.iter().map(|norm| !norm.is_finite());
         finite("the gradient by the pixels", broken, pass.samples)?;
         let zero = l1.iter().zip(pass.samples);
-        let zero: Vec<u32> = zero.filter(|(l1, _)| **l1 == 0.0).map(|(_, id)| *id).collect();
+        let zero: Vec<u32> = zero
+            .filter(|(l1, _)| **l1 == 0.0)
+            .map(|(_, id)| *id)
+            .collect();
         pass.meter.gradient(pass.samples, &zero);
         gradients.push(gradient);
     }

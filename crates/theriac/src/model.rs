@@ -225,7 +225,10 @@ pub fn largest(row: &[f64]) -> u32 {
 /// # Errors
 /// Those of [`scores`].
 pub fn predict<C: Classifier + ?Sized>(model: &C, x: &Pixels, pass: &Pass<'_>) -> Result<Labels> {
-    let labels: Vec<u32> = scores(model, x, pass)?.iter().map(|row| largest(row)).collect();
+    let labels: Vec<u32> = scores(model, x, pass)?
+        .iter()
+        .map(|row| largest(row))
+        .collect();
     Labels::new(&labels, model.classes(), x.tensor().device())
 }
 

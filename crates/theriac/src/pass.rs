@@ -80,7 +80,10 @@ impl Meter {
         let (Some(mine), Some(others)) = (&self.images, &other.images) else {
             return;
         };
-        let others = others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others = others
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let mut mine = mine.lock().unwrap_or_else(PoisonError::into_inner);
         for (sample, work) in others {
             let known = mine.entry(sample).or_default();

@@ -1,8 +1,6 @@
 //! Attacks that are wrong on purpose: each must be stopped, and the test says by what.
 
-use theriac::{
-    Aim, Attack, Budget, Classifier, Cut, Labels, Norm, Pass, Pixels, Result, gradient,
-};
+use theriac::{Aim, Attack, Budget, Classifier, Cut, Labels, Norm, Pass, Pixels, Result, gradient};
 use theriac_attacks::{Ddn, Pgd};
 
 use crate::suite::{Any, Strength, closest, in_a_ball};
@@ -42,7 +40,10 @@ impl<C: Classifier + ?Sized> Attack<C> for Broken {
         for k in 0..30 {
             let pass = pass.at(k);
             let loss = |x: &Pixels| {
-                Ok(theriac_ops::cross_entropy(&model.logits(x, &pass)?, aim.target().tensor())?)
+                Ok(theriac_ops::cross_entropy(
+                    &model.logits(x, &pass)?,
+                    aim.target().tensor(),
+                )?)
             };
             let (_, g) = gradient(&x, &pass, loss)?;
             match self.flaw {
@@ -107,7 +108,10 @@ fn an_attack_that_ignores_its_target_is_stopped() {
 fn attacks_whose_images_see_each_other_are_stopped() {
     for flaw in [Flaw::SeesTheBatch, Flaw::DrawsForTheBatch] {
         let said = complaint(flaw);
-        assert!(said.contains("different images") || said.contains("other images"), "{said}");
+        assert!(
+            said.contains("different images") || said.contains("other images"),
+            "{said}"
+        );
     }
 }
 
@@ -138,7 +142,9 @@ impl<C: Classifier + ?Sized> Attack<C> for Far {
 fn minimum_norm_attacks_that_are_too_far_or_too_near_are_stopped() {
     for (factor, words) in [(1.3, "is enough"), (0.9, "does not fool")] {
         let attack = Box::new(Far { factor }) as Any;
-        let said = closest(&attack, Norm::L2, 1.05, 0.0).unwrap_err().to_string();
+        let said = closest(&attack, Norm::L2, 1.05, 0.0)
+            .unwrap_err()
+            .to_string();
         assert!(said.contains(words), "{said}");
     }
 }
@@ -150,7 +156,9 @@ fn settings_that_cannot_reach_the_ball_are_refused() -> Result<()> {
         linear: 0.0,
         network: 0.0,
     };
-    let said = in_a_ball(&at, Norm::Linf, strength).unwrap_err().to_string();
+    let said = in_a_ball(&at, Norm::Linf, strength)
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("short_reach"), "{said}");
     Ok(())
 }

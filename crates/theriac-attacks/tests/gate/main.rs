@@ -63,7 +63,10 @@ fn bim() -> Result<()> {
 
 #[test]
 fn pgd() -> Result<()> {
-    both(|budget| Ok(Box::new(Pgd::new(budget, step(budget)?, 60))), EXACT)
+    both(
+        |budget| Ok(Box::new(Pgd::new(budget, step(budget)?, 60))),
+        EXACT,
+    )
 }
 
 #[test]
@@ -82,7 +85,10 @@ fn pgd_with_early_stop() -> Result<()> {
 
 #[test]
 fn mi_fgsm() -> Result<()> {
-    both(|budget| Ok(Box::new(MiFgsm::new(budget, 10)?)), FROM_THE_CLEAN_IMAGE)
+    both(
+        |budget| Ok(Box::new(MiFgsm::new(budget, 10)?)),
+        FROM_THE_CLEAN_IMAGE,
+    )
 }
 
 #[test]
@@ -201,7 +207,12 @@ mod share {
 #[test]
 fn deep_fool() -> Result<()> {
     for norm in [Norm::L2, Norm::Linf] {
-        closest(&(Box::new(DeepFool::new(norm)) as Any), norm, NEAR, share::DEEP_FOOL)?;
+        closest(
+            &(Box::new(DeepFool::new(norm)) as Any),
+            norm,
+            NEAR,
+            share::DEEP_FOOL,
+        )?;
     }
     Ok(())
 }
@@ -213,7 +224,12 @@ fn carlini_wagner() -> Result<()> {
         initial_c: 0.1,
         ..CarliniWagner::cw()
     };
-    closest(&(Box::new(attack) as Any), Norm::L2, NEAR, share::CARLINI_WAGNER)
+    closest(
+        &(Box::new(attack) as Any),
+        Norm::L2,
+        NEAR,
+        share::CARLINI_WAGNER,
+    )
 }
 
 #[test]
@@ -254,7 +270,12 @@ fn fab() -> Result<()> {
 #[test]
 fn hop_skip_jump() -> Result<()> {
     for norm in [Norm::L2, Norm::Linf] {
-        closest(&(Box::new(HopSkipJump::new(norm)) as Any), norm, NEAR, share::HOP_SKIP_JUMP)?;
+        closest(
+            &(Box::new(HopSkipJump::new(norm)) as Any),
+            norm,
+            NEAR,
+            share::HOP_SKIP_JUMP,
+        )?;
     }
     Ok(())
 }
@@ -304,11 +325,20 @@ mod few_pixels {
         let pass = run.eval(&ids);
         let moved = attack.perturb(&model, &x, Aim::Away(&y), &pass)?;
         let (w, b) = model.plane();
-        let rows = |p: &theriac::Pixels| p.tensor().flatten_from(1).unwrap().to_vec2::<f64>().unwrap();
+        let rows = |p: &theriac::Pixels| {
+            p.tensor()
+                .flatten_from(1)
+                .unwrap()
+                .to_vec2::<f64>()
+                .unwrap()
+        };
         let labels = y.to_vec()?;
         for ((clean, moved), label) in rows(&x).iter().zip(rows(&moved)).zip(labels) {
             let changed = clean.iter().zip(&moved).filter(|(a, b)| a != b).count();
-            assert!(changed <= attack.pixels as usize, "{changed} pixels changed");
+            assert!(
+                changed <= attack.pixels as usize,
+                "{changed} pixels changed"
+            );
             let side = if label == 0 { 1.0 } else { -1.0 };
             let value = |x: &[f64]| side * (x.iter().zip(&w).map(|(x, w)| x * w).sum::<f64>() + b);
             let gain = |x: f64, w: f64| (side * w * (1.0 - x)).max(-side * w * x);
@@ -317,7 +347,10 @@ mod few_pixels {
             let most: f64 = gains[..attack.pixels as usize].iter().sum();
             let rise = value(&moved) - value(clean);
             assert!(rise <= most + 1e-9);
-            assert!(value(&moved) > 0.0 || rise >= 0.9 * most, "rose by {rise} of {most}");
+            assert!(
+                value(&moved) > 0.0 || rise >= 0.9 * most,
+                "rose by {rise} of {most}"
+            );
         }
         Ok(())
     }

@@ -30,24 +30,43 @@ fn square() -> Square {
 }
 
 fn data(dtype: DType) -> Result<(Pixels, Labels, Vec<u32>)> {
-    images(&Net::relu(36, 8, 3, 4)?, [IMAGES, 1, 6, 6], (0.1, 0.9), dtype)
+    images(
+        &Net::relu(36, 8, 3, 4)?,
+        [IMAGES, 1, 6, 6],
+        (0.1, 0.9),
+        dtype,
+    )
 }
 
 /// (images fooled, gradients that were exactly zero, gradients)
 fn outcome<C: Classifier>(attack: &impl Attack<C>, model: &C) -> Result<(usize, u64, u64)> {
     let (x, y, ids) = data(DType::F32)?;
     let run = Run::new(3, &Device::Cpu);
-    let report = report(attack, model, &x, Aim::Away(&y), &run.eval(&ids), Norm::Linf)?;
+    let report = report(
+        attack,
+        model,
+        &x,
+        Aim::Away(&y),
+        &run.eval(&ids),
+        Norm::Linf,
+    )?;
     let fooled = report.rows.iter().filter(|row| row.fooled).count();
     let sum = |f: fn(&theriac_attacks::Row) -> u64| report.rows.iter().map(f).sum::<u64>();
-    Ok((fooled, sum(|r| r.work.zero_gradients), sum(|r| r.work.gradients)))
+    Ok((
+        fooled,
+        sum(|r| r.work.zero_gradients),
+        sum(|r| r.work.gradients),
+    ))
 }
 
 #[test]
 fn without_a_mask_the_models_are_weak() -> Result<()> {
     let model = Net::relu(36, 8, 3, 4)?;
     let (fooled, zero, gradients) = outcome(&pgd(), &model)?;
-    assert!(fooled > IMAGES / 2 && zero == 0 && gradients == 20 * IMAGES as u64, "{fooled}");
+    assert!(
+        fooled > IMAGES / 2 && zero == 0 && gradients == 20 * IMAGES as u64,
+        "{fooled}"
+    );
     assert!(outcome(&square(), &model)?.0 + 2 >= fooled);
     Ok(())
 }
@@ -58,14 +77,29 @@ fn rounded_images_stop_gradients_but_not_queries_or_bpda() -> Result<()> {
     let (fooled, zero, gradients) = outcome(&pgd(), &model)?;
     assert_eq!(zero, gradients);
     let by_queries = outcome(&square(), &model)?.0;
-    assert!(by_queries > fooled, "{by_queries} by queries, {fooled} by gradients");
-    assert!(outcome(&Spsa { delta: "0.1".parse()?, ..Spsa::new(budget())? }, &model)?.0 > fooled);
+    assert!(
+        by_queries > fooled,
+        "{by_queries} by queries, {fooled} by gradients"
+    );
+    assert!(
+        outcome(
+            &Spsa {
+                delta: "0.1".parse()?,
+                ..Spsa::new(budget())?
+            },
+            &model
+        )?
+        .0 > fooled
+    );
     let rounds = |x: &Tensor| Ok(((x * 15.0)?.round()? / 15.0)?);
     let (through, zero, _) = outcome(
         &pgd(),
         &Bpda::straight_through(Net::relu(36, 8, 3, 4)?, rounds),
     )?;
-    assert!(zero == 0 && through > fooled, "{through} through the rounding, {fooled} before");
+    assert!(
+        zero == 0 && through > fooled,
+        "{through} through the rounding, {fooled} before"
+    );
     Ok(())
 }
 
@@ -77,7 +111,10 @@ fn saturated_logits_stop_cross_entropy_but_not_dlr() -> Result<()> {
     for loss in [Loss::Margin, Loss::Dlr] {
         let (by_logits, zero, gradients) = outcome(&Apgd::new(budget(), loss), &model)?;
         // With three classes the DLR is flat where the label comes last.
-        assert!(by_logits > fooled && zero * 4 < gradients, "{loss:?}: {by_logits}, {zero}");
+        assert!(
+            by_logits > fooled && zero * 4 < gradients,
+            "{loss:?}: {by_logits}, {zero}"
+        );
     }
     Ok(())
 }
@@ -107,14 +144,25 @@ fn noise_yields_to_the_mean_of_draws() -> Result<()> {
     let (mean, _, more) = outcome(&Eot { attack, draws: 10 }, &model)?;
     assert_eq!(more, 10 * passes);
     // Success is judged on one noisy pass, so a few images come and go.
-    assert!(mean + 2 >= one && mean > IMAGES / 2, "{mean} by the mean, {one} by single draws");
+    assert!(
+        mean + 2 >= one && mean > IMAGES / 2,
+        "{mean} by the mean, {one} by single draws"
+    );
     Ok(())
 }
 
 #[test]
 fn a_mean_over_draws_refuses_noise_that_is_shared_over_the_batch() -> Result<()> {
     let model = masked(Mask::BatchNorm)?;
-    let error = outcome(&Eot { attack: pgd(), draws: 5 }, &model).unwrap_err().to_string();
+    let error = outcome(
+        &Eot {
+            attack: pgd(),
+            draws: 5,
+        },
+        &model,
+    )
+    .unwrap_err()
+    .to_string();
     assert!(error.contains("shared over the batch"), "{error}");
     Ok(())
 }
@@ -132,8 +180,14 @@ fn logits_that_are_not_finite_name_the_image() -> Result<()> {
         Box::new(HopSkipJump::new(Norm::L2)),
     ];
     for attack in attacks {
-        let said = attack.perturb(&model, &x, Aim::Away(&y), &pass).unwrap_err().to_string();
-        assert!(said.contains("not finite") && said.contains("with id 1"), "{said}");
+        let said = attack
+            .perturb(&model, &x, Aim::Away(&y), &pass)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            said.contains("not finite") && said.contains("with id 1"),
+            "{said}"
+        );
     }
     Ok(())
 }
@@ -148,7 +202,10 @@ fn a_success_on_the_way_that_is_given_up_is_reported() -> Result<()> {
             let inside = ((mean.affine(1.0, -0.56)?.sqr()? * -1.0)? + 0.02f64.powi(2))?;
             // Grows with brightness beyond the band too, so that steps go on.
             let beyond = (mean * 1e-6)?;
-            Ok(Tensor::cat(&[&inside.zeros_like()?, &(inside + beyond)?], 1)?)
+            Ok(Tensor::cat(
+                &[&inside.zeros_like()?, &(inside + beyond)?],
+                1,
+            )?)
         }
 
         fn classes(&self) -> usize {
@@ -162,10 +219,23 @@ fn a_success_on_the_way_that_is_given_up_is_reported() -> Result<()> {
         start: theriac_attacks::Start::Clean,
         ..Pgd::new(Budget::linf("0.1".parse()?)?, "0.05".parse()?, 2)
     };
-    let report = report(&steps, &Band, &x, Aim::Away(&labels), &run.eval(&ids), Norm::Linf)?;
+    let report = report(
+        &steps,
+        &Band,
+        &x,
+        Aim::Away(&labels),
+        &run.eval(&ids),
+        Norm::Linf,
+    )?;
     for row in &report.rows {
-        assert!(!row.fooled && row.best_fooled && row.first == Some(1), "{row:?}");
-        assert!((row.best_distance - 0.05).abs() < 1e-9 && row.work.gradients == 2, "{row:?}");
+        assert!(
+            !row.fooled && row.best_fooled && row.first == Some(1),
+            "{row:?}"
+        );
+        assert!(
+            (row.best_distance - 0.05).abs() < 1e-9 && row.work.gradients == 2,
+            "{row:?}"
+        );
     }
     Ok(())
 }

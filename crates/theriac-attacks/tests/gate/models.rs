@@ -48,7 +48,10 @@ impl Net {
 
     /// Weights and bias of `z_1 - z_0` of a linear model.
     pub(crate) fn plane(&self) -> (Vec<f64>, f64) {
-        assert!(self.hidden.is_none() && self.classes == 2, "linear, two classes");
+        assert!(
+            self.hidden.is_none() && self.classes == 2,
+            "linear, two classes"
+        );
         let (w, b) = (Self::rows(&self.last.0), Self::rows(&self.last.1));
         (w.iter().map(|w| w[1] - w[0]).collect(), b[0][1] - b[0][0])
     }
@@ -58,7 +61,9 @@ impl Net {
     pub(crate) fn units(&self) -> Vec<([f64; 2], f64)> {
         let (v, c) = self.hidden.as_ref().unwrap();
         let (v, c) = (Self::rows(v), Self::rows(c));
-        (0..c[0].len()).map(|h| ([v[0][h], v[1][h]], c[0][h])).collect()
+        (0..c[0].len())
+            .map(|h| ([v[0][h], v[1][h]], c[0][h]))
+            .collect()
     }
 
     /// The value of `z_1 - z_0`, and its gradient, at a point of the plane.
@@ -81,11 +86,14 @@ impl Classifier for Net {
         let mut h = x.tensor().flatten_from(1)?;
         let dtype = h.dtype();
         if let Some((v, c)) = &self.hidden {
-            let a = h.matmul(&v.to_dtype(dtype)?)?.broadcast_add(&c.to_dtype(dtype)?)?;
+            let a = h
+                .matmul(&v.to_dtype(dtype)?)?
+                .broadcast_add(&c.to_dtype(dtype)?)?;
             h = theriac_ops::relu(&a)?;
         }
         let (w, b) = &self.last;
-        Ok(h.matmul(&w.to_dtype(dtype)?)?.broadcast_add(&b.to_dtype(dtype)?)?)
+        Ok(h.matmul(&w.to_dtype(dtype)?)?
+            .broadcast_add(&b.to_dtype(dtype)?)?)
     }
 
     fn classes(&self) -> usize {
@@ -99,7 +107,10 @@ pub(crate) struct Constant(pub(crate) Vec<f64>);
 impl Classifier for Constant {
     fn logits(&self, x: &Pixels, _: &Pass<'_>) -> Result<Tensor> {
         let row = Tensor::new(self.0.as_slice(), &Device::Cpu)?.to_dtype(x.tensor().dtype())?;
-        Ok(row.unsqueeze(0)?.broadcast_as((x.len(), self.0.len()))?.contiguous()?)
+        Ok(row
+            .unsqueeze(0)?
+            .broadcast_as((x.len(), self.0.len()))?
+            .contiguous()?)
     }
 
     fn classes(&self) -> usize {
@@ -138,7 +149,10 @@ pub(crate) fn distance_to_plane(norm: Norm, x: &[f64], w: &[f64], b: f64) -> f64
             Norm::L2 => downhill * level * w,
             _ => downhill * level * if w == 0.0 { 0.0 } else { w.signum() },
         };
-        x.iter().zip(w).map(|(x, w)| (x + step(*w)).clamp(0.0, 1.0)).collect()
+        x.iter()
+            .zip(w)
+            .map(|(x, w)| (x + step(*w)).clamp(0.0, 1.0))
+            .collect()
     };
     let (mut low, mut high) = (0.0, 1e3);
     for _ in 0..200 {
@@ -171,7 +185,12 @@ pub(crate) fn distance_by_enumeration(norm: Norm, net: &Net, x: [f64; 2]) -> f64
             continue;
         };
         // The nearest point of a segment: a convex problem in one variable.
-        let along = |t: f64| [from[0] + t * (to[0] - from[0]), from[1] + t * (to[1] - from[1])];
+        let along = |t: f64| {
+            [
+                from[0] + t * (to[0] - from[0]),
+                from[1] + t * (to[1] - from[1]),
+            ]
+        };
         let far = |t: f64| {
             let p = along(t);
             let (a, b) = ((p[0] - x[0]).abs(), (p[1] - x[1]).abs());
@@ -233,7 +252,12 @@ fn segment(
             high = high.min(-at_origin / slope);
         }
     };
-    for (v, c) in [([1.0, 0.0], 0.0), ([0.0, 1.0], 0.0), ([-1.0, 0.0], 1.0), ([0.0, -1.0], 1.0)] {
+    for (v, c) in [
+        ([1.0, 0.0], 0.0),
+        ([0.0, 1.0], 0.0),
+        ([-1.0, 0.0], 1.0),
+        ([0.0, -1.0], 1.0),
+    ] {
         cut(v, c);
     }
     for (h, (v, c)) in units.iter().enumerate() {
@@ -248,7 +272,10 @@ fn segment(
 /// The largest `side * (z_1 - z_0)` of a two-pixel network in a Linf ball: at a crossing of unit
 /// lines and edges of the ball, since the function is linear between them.
 pub(crate) fn worst_by_enumeration(net: &Net, x: [f64; 2], eps: f64, side: f64) -> f64 {
-    let (low, high) = ([0, 1].map(|i| (x[i] - eps).max(0.0)), [0, 1].map(|i| (x[i] + eps).min(1.0)));
+    let (low, high) = (
+        [0, 1].map(|i| (x[i] - eps).max(0.0)),
+        [0, 1].map(|i| (x[i] + eps).min(1.0)),
+    );
     let mut lines = net.units();
     for i in 0..2 {
         let mut normal = [0.0; 2];
@@ -263,7 +290,10 @@ pub(crate) fn worst_by_enumeration(net: &Net, x: [f64; 2], eps: f64, side: f64) 
             if determinant.abs() < 1e-12 {
                 continue;
             }
-            let point = [(-c * u[1] + d * v[1]) / determinant, (-v[0] * d + u[0] * c) / determinant];
+            let point = [
+                (-c * u[1] + d * v[1]) / determinant,
+                (-v[0] * d + u[0] * c) / determinant,
+            ];
             let inside = (0..2).all(|i| point[i] >= low[i] - 1e-9 && point[i] <= high[i] + 1e-9);
             if inside {
                 worst = worst.max(side * net.at(point).0);

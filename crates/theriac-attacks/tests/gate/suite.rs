@@ -99,9 +99,8 @@ pub(crate) fn in_a_ball(
 
 /// Channels, sizes, class counts, batches of one, black and white, wrong labels, flat models, f32.
 pub(crate) fn shapes(attack: &dyn Attack<Model>, budget: Option<Budget>) -> Result<()> {
-    let check = |model: &Model, x: &Pixels, y: &Labels| {
-        contract::attack(attack, model, x, y, budget)
-    };
+    let check =
+        |model: &Model, x: &Pixels, y: &Labels| contract::attack(attack, model, x, y, budget);
     for (shape, classes, dtype) in [
         ([5, 1, 4, 4], 2, DType::F64),
         ([1, 3, 5, 3], 3, DType::F32),
@@ -113,7 +112,11 @@ pub(crate) fn shapes(attack: &dyn Attack<Model>, budget: Option<Budget>) -> Resu
         // Half of the pixels are black or white.
         let (x, y, _) = images(&model, shape, (-0.5, 1.5), dtype)?;
         check(&model, &x, &y).map_err(|e| named(&format!("{shape:?}, {classes} classes"), e))?;
-        let wrong: Vec<u32> = y.to_vec()?.iter().map(|y| (y + 1) % classes as u32).collect();
+        let wrong: Vec<u32> = y
+            .to_vec()?
+            .iter()
+            .map(|y| (y + 1) % classes as u32)
+            .collect();
         let wrong = Labels::new(&wrong, classes, &Device::Cpu)?;
         check(&model, &x, &wrong).map_err(|e| named("images that are wrong already", e))?;
     }
@@ -168,7 +171,10 @@ fn small_network(at: &dyn Fn(Budget) -> Result<Any>, norm: Norm, strength: f64) 
         reached += usize::from(after[i] >= 0.0 || rise >= 0.999 * most - 1e-9);
     }
     ensure(reached as f64 >= strength * points.len() as f64, || {
-        format!("{reached} of {} images came to the worst case on four units", points.len())
+        format!(
+            "{reached} of {} images came to the worst case on four units",
+            points.len()
+        )
     })
 }
 
@@ -211,12 +217,20 @@ pub(crate) fn closest(attack: &Any, norm: Norm, ratio: f64, network: f64) -> Res
     let points: Vec<Vec<f64>> = x.tensor().flatten_from(1)?.to_vec2()?;
     for (i, point) in points.iter().enumerate() {
         let truth = distance_to_plane(norm, point, &w, b);
-        ensure(after[i] >= 0.0, || format!("image {i} does not fool a linear model"))?;
+        ensure(after[i] >= 0.0, || {
+            format!("image {i} does not fool a linear model")
+        })?;
         ensure(spent[i] <= ratio * truth, || {
-            format!("image {i} moved by {} where {truth} is enough on a linear model", spent[i])
+            format!(
+                "image {i} moved by {} where {truth} is enough on a linear model",
+                spent[i]
+            )
         })?;
         ensure(spent[i] >= truth * (1.0 - 1e-6), || {
-            format!("image {i} moved by {}, less than the true distance {truth}", spent[i])
+            format!(
+                "image {i} moved by {}, less than the true distance {truth}",
+                spent[i]
+            )
         })?;
     }
     let model = four_units()?;
@@ -230,12 +244,18 @@ pub(crate) fn closest(attack: &Any, norm: Norm, ratio: f64, network: f64) -> Res
     for (i, point) in points.iter().enumerate() {
         let truth = distance_by_enumeration(norm, &model, [point[0], point[1]]);
         ensure(after[i] < 0.0 || spent[i] >= truth * (1.0 - 1e-6), || {
-            format!("image {i} moved by {}, less than the true distance {truth}", spent[i])
+            format!(
+                "image {i} moved by {}, less than the true distance {truth}",
+                spent[i]
+            )
         })?;
         near += usize::from(after[i] >= 0.0 && spent[i] <= ratio * truth);
     }
     ensure(near as f64 >= network * points.len() as f64, || {
-        format!("{near} of {} images came near the true distance on four units", points.len())
+        format!(
+            "{near} of {} images came near the true distance on four units",
+            points.len()
+        )
     })?;
     let model = Net::linear(16, 4, 9)?;
     let (x, y, ids) = images(&model, [6, 1, 4, 4], (0.35, 0.65), DType::F64)?;
