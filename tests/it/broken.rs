@@ -8,8 +8,8 @@ use theriac_eval::{Checks, Declared, Evaluator, Finding, Robust, Verdict};
 use theriac_nn::{Params, Twin};
 
 use crate::golden;
-use crate::golden_attacks::Reference;
 use crate::golden_models::{Net, load};
+use crate::reference::Reference;
 use crate::support::snapshot;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -140,10 +140,8 @@ fn evaluate(flaw: Flaw) -> Result<Robust> {
     let attack = broken(flaw, &Reference::new("std", "bim", DType::F32)?, STEPS)?;
     let step = if flaw == Flaw::TinySteps { 0.01 } else { 1.0 } * attack.step.get();
     let declared = Declared {
-        name: format!("BIM, {flaw:?}"),
-        budget: attack.budget,
         reach: Some(f64::from(STEPS) * step),
-        iterative: true,
+        ..Declared::gradients(&format!("BIM, {flaw:?}"), Some(attack.budget))
     };
     let twin = load("std", DType::F32)?;
     let run = Run::new(2, &Device::Cpu);

@@ -1,11 +1,11 @@
-//! Cross entropy and its gradient by the pixels.
+//! Logits, cross entropy and its gradient by the pixels.
 
 use candle_core::{DType, Device};
-use theriac::{Model, Result, Run, gradient};
+use theriac::{Classifier, Model, Result, Run, gradient, predict};
 
 use crate::golden::{self, MANIFEST, MODELS, Vectors};
 use crate::golden_models::load;
-use crate::support::values;
+use crate::support::{largest_difference, values};
 
 /// What rounding may do to the gradient of an image in f32, relative to its largest entry. The
 /// gradient is `1 - p` times a vector, p the probability of the label, and p itself is rounded to
@@ -66,4 +66,53 @@ fn losses_and_gradients_in_f64_agree_with_pytorch() -> Result<()> {
 fn losses_and_gradients_in_f32_agree_with_pytorch() -> Result<()> {
     agree(DType::F32, DType::F32)?;
     agree(DType::F32, DType::F64)
+}
+
+#[test]
+fn logits_agree_with_pytorch() -> Result<()> {
+    let vectors = Vectors::read(&["gradients"])?;
+    for model in MODELS {
+        for (dtype, name) in [(DType::F64, "f64"), (DType::F32, "f32")] {
+            let twin = load(model, dtype)?;
+            let count: usize = twin
+                .params
+                .all()
+                .iter()
+                .map(|(_, var)| var.elem_count())
+                .sum();
+            assert_eq!(count, MANIFEST.models[model].values, "{model}");
+            let expected = vectors.get(&format!("{model}.{name}.logits"));
+            let batch = golden::images(expected.dims()[0], dtype)?;
+            let run = Run::new(0, &Device::Cpu);
+            let logits = twin
+                .frozen
+                .logits(&batch.pixels, &run.eval(&batch.samples))?;
+            let difference = largest_difference(&logits, expected)?;
+            let allowed = MANIFEST.gradients.logits_within.of(dtype);
+            assert!(
+                difference <= allowed,
+                "{model} {name}: {difference:e}, allowed {allowed:e}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn clean_accuracy_is_that_of_the_reference() -> Result<()> {
+    let batch = golden::images(500, DType::F32)?;
+    let labels = batch.target.to_vec()?;
+    for model in MODELS {
+        let twin = load(model, DType::F32)?;
+        let run = Run::new(0, &Device::Cpu);
+        let predicted = predict(&twin.live, &batch.pixels, &run.eval(&batch.samples))?.to_vec()?;
+        let correct = predicted
+            .iter()
+            .zip(&labels)
+            .filter(|(a, b)| a == b)
+            .count();
+        let accuracy = correct as f64 / labels.len() as f64;
+        assert_eq!(accuracy, MANIFEST.models[model].clean_accuracy, "{model}");
+    }
+    Ok(())
 }

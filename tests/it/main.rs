@@ -2,14 +2,17 @@
 #![allow(clippy::unwrap_used)] // the whole binary is tests
 
 mod golden;
+#[allow(dead_code)] // the attacks' own tests need all of it
+#[path = "../../crates/theriac-attacks/tests/golden/reference.rs"]
+mod reference;
 mod support;
 
+mod attacks;
 mod bad_input;
 mod broken;
 mod defences;
 mod determinism;
 mod epochwise;
-mod golden_attacks;
 mod golden_gradients;
 mod golden_models;
 mod layers;

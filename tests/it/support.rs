@@ -11,6 +11,8 @@ use theriac_nn::{Network, Params, Plain, Twin};
 use theriac_ops::{PoolConfig, avg_pool2d};
 use theriac_train::{Adam, Epoch, Group, Objective, Outcome, Plan, Schedule, fit};
 
+pub(crate) use crate::golden::{largest_difference, values};
+
 static FASHION: LazyLock<Images> = LazyLock::new(|| embedded("fashion-mnist"));
 static CIFAR: LazyLock<Images> = LazyLock::new(|| embedded("cifar10"));
 
@@ -107,11 +109,6 @@ pub(crate) fn linf(size: f64) -> Budget {
     Budget::linf(eps(size)).unwrap()
 }
 
-/// The values of a tensor, exactly (f32 fits into f64).
-pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    Ok(tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
-}
-
 /// The bits of a tensor: unlike values they tell 0 from -0, and NaN is equal to itself.
 pub(crate) fn bits(tensor: &Tensor) -> Result<Vec<u64>> {
     Ok(values(tensor)?.into_iter().map(f64::to_bits).collect())
@@ -124,19 +121,4 @@ pub(crate) fn snapshot(params: &Params) -> Result<Vec<(String, Vec<u64>)>> {
         .iter()
         .map(|(path, var)| Ok((path.clone(), bits(var)?)))
         .collect()
-}
-
-/// Largest difference between two tensors of one shape.
-pub(crate) fn largest_difference(a: &Tensor, b: &Tensor) -> Result<f64> {
-    assert_eq!(a.dims(), b.dims());
-    let pairs = values(a)?.into_iter().zip(values(b)?);
-    Ok(pairs.fold(0.0, |largest: f64, (a, b)| {
-        let difference = (a - b).abs();
-        // `f64::max` would drop a NaN.
-        if difference <= largest {
-            largest
-        } else {
-            difference
-        }
-    }))
 }
