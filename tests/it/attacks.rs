@@ -132,10 +132,7 @@ fn run_all<C: Classifier>(name: &str, model: &C, shape: [usize; 3], dtype: DType
     Ok(())
 }
 
-fn network(
-    dtype: DType,
-    make: impl Fn(VarBuilder) -> Result<Network>,
-) -> Result<Twin<Network>> {
+fn network(dtype: DType, make: impl Fn(VarBuilder) -> Result<Network>) -> Result<Twin<Network>> {
     let params = Params::new(5, dtype, &Device::Cpu);
     Twin::build(&params, make)
 }
@@ -179,7 +176,12 @@ fn on_a_network_that_draws_random_numbers() -> Result<()> {
         }
     }
     let twin = network(DType::F32, |vb| lenet(&Plain, vb))?;
-    run_all("a noisy LeNet", &Noisy(twin.frozen), [1, 28, 28], DType::F32)
+    run_all(
+        "a noisy LeNet",
+        &Noisy(twin.frozen),
+        [1, 28, 28],
+        DType::F32,
+    )
 }
 
 #[test]
@@ -192,8 +194,19 @@ fn auto_attack_in_every_version() -> Result<()> {
     let budget = theriac::Budget::linf("0.3".parse()?)?;
     for version in [Version::Standard, Version::Plus, Version::Rand] {
         let attack = AutoAttack { budget, version };
-        let said = report(&attack, &twin.frozen, &x, Aim::Away(&labels), &pass, Norm::Linf)?;
-        assert!(said.rows.iter().all(|row| row.fooled), "{version:?}: {:?}", said.rows);
+        let said = report(
+            &attack,
+            &twin.frozen,
+            &x,
+            Aim::Away(&labels),
+            &pass,
+            Norm::Linf,
+        )?;
+        assert!(
+            said.rows.iter().all(|row| row.fooled),
+            "{version:?}: {:?}",
+            said.rows
+        );
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Integration tests across the workspace, one module per question.
 #![allow(clippy::unwrap_used)] // the whole binary is tests
 
+#[allow(dead_code)] // shared with the tests of the attacks
 mod golden;
 #[allow(dead_code)] // the attacks' own tests need all of it
 #[path = "../../crates/theriac-attacks/tests/golden/reference.rs"]

@@ -16,7 +16,7 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use theriac::{Aim, Attack, Budget, Classifier, Cut, Labels, Pass, Pixels, Result, scores};
+use theriac::{Aim, Attack, Budget, Classifier, Cut, Labels, Norm, Pass, Pixels, Result, scores};
 
 use crate::active::{Active, pick, pick_rows};
 use crate::declared::{at_least_one, setting};
@@ -308,7 +308,7 @@ fn ascend<C: Classifier + ?Sized>(
         }
         let momentum = (x.tensor() - old.tensor())?;
         let a = if k == 0 { 1.0 } else { 0.75 };
-        let direction = budget.norm().steepest(&seen.gradient)?;
+        let direction = direction(budget.norm(), &seen.gradient)?;
         let step = direction.broadcast_mul(&column(&sizes, &direction)?)?;
         let z = budget.project(&(x.tensor() + step)?, &left.clean)?;
         let toward_z = ((z.tensor() - x.tensor())? * a)?;
@@ -363,6 +363,21 @@ fn ascend<C: Classifier + ?Sized>(
         images,
         fooled: ever_fooled,
     })
+}
+
+/// sign(g), or g / (||g||_2 + 1e-12): the reference adds the guard where others take the larger.
+fn direction(norm: Norm, gradient: &Tensor) -> Result<Tensor> {
+    match norm {
+        Norm::L2 => {
+            let inverse: Vec<f64> = Norm::L2
+                .of(gradient)?
+                .iter()
+                .map(|n| 1.0 / (n + 1e-12))
+                .collect();
+            Ok(gradient.broadcast_mul(&column(&inverse, gradient)?)?)
+        }
+        norm => norm.steepest(gradient),
+    }
 }
 
 fn all(n: usize) -> Vec<u32> {

@@ -74,8 +74,9 @@ impl<C: Classifier + ?Sized> Attack<C> for Ddn {
             let unit = unit_l2(&seen.gradient, &pass)?;
             let moved = (delta + (unit * cosine(k, self.steps, 1.0, 0.01))?)?;
             for (i, fooled) in seen.fooled.iter().enumerate() {
-                let change = if *fooled { -self.gamma } else { self.gamma };
-                epsilon[i] = (epsilon[i] * (1.0 + change)).min(farthest[i]);
+                let factor = 1.0 + if *fooled { -self.gamma } else { self.gamma };
+                // foolbox has these two numbers in f32, whatever the images are in.
+                epsilon[i] = (epsilon[i] * f64::from(factor as f32)).min(farthest[i]);
             }
             let norms = Norm::L2.of(&moved)?;
             let factors: Vec<f64> = epsilon

@@ -10,7 +10,7 @@
 //! Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm constraints",
 //! NeurIPS 2021. As foolbox's `LInfFMNAttack`. Its L2 twin multiplies by min(1, norm / norm) and
 //! so never projects; ours projects onto the ball as the paper says. Where an estimate would lie on
-//! the boundary to a thousandth, ours goes that much beyond: on a linear model the reference can
+//! the boundary to a millionth, ours goes that much beyond: on a linear model the reference can
 //! stand there without ever crossing.
 
 use serde::{Deserialize, Serialize};
@@ -104,7 +104,7 @@ impl<C: Classifier + ?Sized> Attack<C> for Fmn {
                 } else {
                     // An estimate that lands on the boundary itself would stay there.
                     let to_boundary = seen.values[i].abs() / slopes[i];
-                    distances[i] + to_boundary.max(1e-3 * distances[i])
+                    distances[i] + to_boundary.max(1e-6 * distances[i])
                 };
                 epsilon[i] = epsilon[i].min(farthest[i]);
             }
