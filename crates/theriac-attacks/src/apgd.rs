@@ -217,11 +217,14 @@ struct Found {
     fooled: Vec<bool>,
 }
 
+/// A loss by logits, aim and a number for each image.
+type Climbed<'a> = dyn Fn(&Tensor, Aim<'_, Labels>, &[u32]) -> Result<Tensor> + 'a;
+
 /// One run. `loss` also gets a number for each image: the class it is driven to.
 #[allow(clippy::too_many_arguments)] // the attack's inputs and its settings
 fn ascend<C: Classifier + ?Sized>(
     settings: &Apgd,
-    loss: &dyn Fn(&Tensor, Aim<'_, Labels>, &[u32]) -> Result<Tensor>,
+    loss: &Climbed<'_>,
     numbers: &[u32],
     start: &Pixels,
     model: &C,

@@ -334,22 +334,20 @@ impl<C: Classifier + ?Sized> Attack<C> for Fab {
             return left.finish(clean);
         };
         others = pick(&others, &stay);
-        let ranks: Vec<std::ops::Range<usize>> = match self.targets {
-            None => vec![0..model.classes() - 1],
-            Some(targets) => {
-                let targets = (targets as usize).min(model.classes() - 1);
-                (0..targets).map(|rank| rank..rank + 1).collect()
-            }
+        // One run over all boundaries, or one for each of the nearest classes.
+        let others_count = model.classes() - 1;
+        let (runs, width) = match self.targets {
+            None => (1, others_count),
+            Some(targets) => ((targets as usize).min(others_count), 1),
         };
-        let runs = ranks
-            .into_iter()
-            .flat_map(|ranks| (0..self.restarts).map(move |run| (ranks.clone(), run)));
+        let runs = (0..runs).flat_map(|rank| (0..self.restarts).map(move |run| (rank, run)));
         let mut best = left.clean.clone();
         let mut distances = vec![f64::INFINITY; best.len()];
-        for (number, (ranks, run)) in runs.enumerate() {
+        for (number, (rank, run)) in runs.enumerate() {
             let pass = pass.fork(number as u64);
             let pass = pass.over(&left.samples);
-            let classes: Vec<Vec<u32>> = others.iter().map(|o| o[ranks.clone()].to_vec()).collect();
+            let here = |o: &Vec<u32>| o[rank..rank + width].to_vec();
+            let classes: Vec<Vec<u32>> = others.iter().map(here).collect();
             let start = match run {
                 0 => left.clean.clone(),
                 _ => self.start(&left.clean, &distances, &pass)?,

@@ -125,7 +125,7 @@ impl HopSkipJump {
     }
 
     /// The image closest to the clean one on the way to it that still fools the model.
-    fn to_boundary<C: Classifier + ?Sized>(
+    fn boundary<C: Classifier + ?Sized>(
         &self,
         clean: &[f64],
         moved: &[f64],
@@ -259,7 +259,7 @@ impl HopSkipJump {
         let Some(start) = start else {
             return Ok(clean.to_vec());
         };
-        let mut x = self.to_boundary(clean, &start, oracle)?;
+        let mut x = self.boundary(clean, &start, oracle)?;
         let (mut best, mut closest) = (x.clone(), self.distance(clean, &x));
         for t in 1..=self.steps {
             let oracle = Oracle {
@@ -280,7 +280,7 @@ impl HopSkipJump {
                 let step = x.iter().zip(&direction);
                 let moved: Vec<f64> = step.map(|(x, u)| (x + size * u).clamp(0.0, 1.0)).collect();
                 if oracle.fools_one(&moved)? {
-                    x = self.to_boundary(clean, &moved, &oracle)?;
+                    x = self.boundary(clean, &moved, &oracle)?;
                     break;
                 }
                 size /= 2.0;

@@ -98,9 +98,9 @@ impl Square {
                     for tile in 0..tiles_h * tiles_w {
                         let (row, column) = (tile / tiles_w, tile % tiles_w);
                         let sign = sign(channel * 25 + tile);
-                        for i in 0..s * s {
+                        for (i, bump) in bump.iter().enumerate() {
                             let (y, x) = (top + row * s + i / s, side + column * s + i % s);
-                            delta[(channel * h + y) * w + x] += sign * bump[i];
+                            delta[(channel * h + y) * w + x] += sign * bump;
                         }
                     }
                 }
