@@ -45,7 +45,7 @@ fn run(reference: &Reference, start: &Pixels) -> Result<(Pixels, Trace)> {
 }
 
 fn disagreements(reference: &Reference) -> Result<Vec<String>> {
-    let start = reference.from_noise(&reference.noise_of_norm_one()?)?;
+    let start = reference.start_at(&reference.noise_of_norm_one()?)?;
     let (returned, trace) = run(reference, &start)?;
     let fooled = trace.ever_fooled();
     // The reference returns the start where nothing fooled the model.

@@ -275,7 +275,7 @@ impl Reference {
     }
 
     /// Clean images plus noise of norm at most eps.
-    pub(crate) fn from_noise(&self, noise: &Tensor) -> Result<Pixels> {
+    pub(crate) fn start_at(&self, noise: &Tensor) -> Result<Pixels> {
         let step = (noise * self.budget()?.eps().get())?;
         Pixels::clamp(&(self.batch.pixels.tensor() + step)?)
     }

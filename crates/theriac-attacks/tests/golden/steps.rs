@@ -32,7 +32,7 @@ fn ours(reference: &Reference, steps: u32) -> Result<Box<dyn Attack<Net>>> {
             ..MiFgsm::new(budget, steps)?
         }),
         "pgd_linf" | "pgd_linf_targeted" | "pgd_l2" => Box::new(Given {
-            starts: reference.from_noise(&reference.noise()?)?,
+            starts: reference.start_at(&reference.noise()?)?,
             pgd: short(Pgd::new(budget, step, steps)),
         }),
         other => panic!("no implementation of {other}"),
