@@ -1,9 +1,11 @@
 """The other side of `cargo xtask bench --against-pytorch`: the workloads of examples/pace.rs.
 
-Usage: pace.py WORKLOAD THREADS FILE [channels_last | torchattacks]
+Usage: pace.py WORKLOAD THREADS FILE [channels_last | torchattacks | foolbox | pyautoattack]
 """
 
+import importlib
 import json
+import logging
 import resource
 import sys
 import time
@@ -31,11 +33,16 @@ def linear(p, name, x):
     return F.linear(x, p[name + ".weight"], p[name + ".bias"])
 
 
-def wide_lenet(p, x, train):
-    for name in ("conv1", "conv2"):
-        x = F.conv2d(x, p[name + ".weight"], p[name + ".bias"], padding=2)
-        x = F.max_pool2d(F.relu(x), 2)
+def lenet(p, x, train, padding=2):
+    x = F.conv2d(x, p["conv1.weight"], p["conv1.bias"], padding=2)
+    x = F.max_pool2d(F.relu(x), 2)
+    x = F.conv2d(x, p["conv2.weight"], p["conv2.bias"], padding=padding)
+    x = F.max_pool2d(F.relu(x), 2)
     return linear(p, "fc2", F.relu(linear(p, "fc1", x.flatten(1))))
+
+
+def golden(p, x, train):
+    return lenet(p, x, train, padding=0)
 
 
 def atda(p, x, train):
@@ -71,19 +78,113 @@ def resnet(p, x, train):
 
 
 class Module(torch.nn.Module):
-    """What torchattacks wants."""
+    """What the packages want."""
 
     def __init__(self, network, p):
         super().__init__()
         self.network, self.p = network, p
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.weight = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.eval()
 
     def forward(self, x):
         return self.network(self.p, x, False)
 
 
+def torchattacks_of(name, model, eps, small):
+    import torchattacks
+
+    steps = 20 if small else 100
+    made = {
+        "deepfool": lambda: torchattacks.DeepFool(model, 10 if small else 50, overshoot=0.02),
+        "apgd-ce": lambda: torchattacks.APGD(model, "Linf", eps, steps, loss="ce"),
+        "square": lambda: torchattacks.Square(model, "Linf", eps, 1000, resc_schedule=False),
+        "fgsm": lambda: torchattacks.FGSM(model, eps),
+        "pgd": lambda: torchattacks.PGD(model, eps, 0.01, 40),
+        "mifgsm": lambda: torchattacks.MIFGSM(model, eps, eps / 10, 10),
+    }
+    return made[name]()
+
+
+def foolbox_of(name, model, eps, small):
+    import foolbox
+
+    cw = {"binary_search_steps": 2, "steps": 20} if small else {"binary_search_steps": 5, "steps": 100}
+    fixed = {"stepsize": 0.01, "initial_const": 1, "abort_early": False}
+    made = {
+        "deepfool": lambda: foolbox.attacks.L2DeepFoolAttack(steps=10 if small else 50),
+        "cw": lambda: foolbox.attacks.L2CarliniWagnerAttack(**cw, **fixed),
+        "ddn": lambda: foolbox.attacks.DDNAttack(steps=100),
+        "fmn": lambda: foolbox.attacks.LInfFMNAttack(steps=100),
+        "hopskipjump": lambda: foolbox.attacks.HopSkipJumpAttack(steps=10),
+    }
+    attack, wrapped = made[name](), foolbox.PyTorchModel(model, bounds=(0, 1))
+    return lambda x, y: attack(wrapped, x, y, epsilons=None)[0]
+
+
+def pyautoattack_of(name, model, eps, small):
+    import pyautoattack
+    from pyautoattack.autopgd_base import APGDAttack
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
+    ball = {"norm": "Linf", "eps": eps, "device": "cpu"}
+    apgd = {**ball, "n_iter": 20 if small else 100, "logger": logging.getLogger("apgd")}
+    made = {
+        "autoattack": lambda: pyautoattack.AutoAttack(model, **ball, seed=0).run_standard_evaluation,
+        "apgd-ce": lambda: APGDAttack(model, **apgd, loss="ce").perturb,
+        "apgd-dlr": lambda: APGDAttack(model, **apgd, loss="dlr").perturb,
+        # The whole cube, so that every image that it finds counts.
+        "fab": lambda: FABAttack_PT(model, **{**ball, "eps": 1.0}).perturb,
+        "square": lambda: SquareAttack(model, **ball, n_queries=1000, resc_schedule=False).perturb,
+    }
+    attack = made[name]()
+
+    def run(x, y):
+        with torch.no_grad():
+            moved = attack(x, y)
+        return moved[0] if isinstance(moved, tuple) else moved
+
+    return run
+
+
+PEERS = {
+    "torchattacks": torchattacks_of,
+    "foolbox": foolbox_of,
+    "pyautoattack": pyautoattack_of,
+}
+
+# The norm of the distance, for attacks without a ball.
+NORMS = {"deepfool": 2, "cw": 2, "ddn": 2, "hopskipjump": 2, "fab": torch.inf, "fmn": torch.inf}
+
+
+def judged(name, model, images, labels, moved, eps):
+    """The share of images that resist, and the median distance; a failure is farther than any."""
+    with torch.no_grad():
+        right = model(images).argmax(1) == labels
+        resists = model(moved).argmax(1) == labels
+    if name == "cw":
+        # foolbox returns black images where it found nothing.
+        resists |= moved.flatten(1).amax(1) == 0
+    far = (moved - images).flatten(1).double()
+    if name not in NORMS:
+        resists |= far.abs().amax(1) > eps + 1e-6
+    report = {"accuracy": (right & resists).sum().item() / len(images)}
+    if name in NORMS:
+        far = torch.linalg.vector_norm(far, NORMS[name], dim=1)
+        far = torch.where(resists, 1e9, far)[right].sort().values
+        report["distance"] = far[len(far) // 2].item()
+    return report
+
+
 def main():
     workload, threads, path, *options = sys.argv[1:]
+    peer = next((option for option in options if option in PEERS), None)
+    try:
+        if peer:
+            importlib.import_module(peer)
+    except ImportError:
+        print("not installed")
+        return
     torch.set_num_threads(int(threads))
     tensors = read(path)
     images, labels = tensors.pop("images"), tensors.pop("labels").long()
@@ -93,9 +194,11 @@ def main():
         for name, tensor in p.items():
             if tensor.dim() == 4:
                 p[name] = tensor.to(memory_format=torch.channels_last)
-    network = wide_lenet
+    network = lenet
     if workload.startswith("resnet"):
         network = resnet
+    elif workload.startswith("golden"):
+        network = golden
     elif workload in ("atda-bim-epoch", "first-result"):
         network = atda
     moving = [t for name, t in p.items() if "running" not in name]
@@ -140,7 +243,7 @@ def main():
             for _ in range(5):
                 value = descend([images], 0)
             return value
-        if "torchattacks" in options:
+        if peer:
             import torchattacks
 
             eps, step, steps = mnist
@@ -160,13 +263,30 @@ def main():
             return value
         return loss(images, 0)
 
-    print("ready", flush=True)
-    for _ in sys.stdin:
+    def attacked():
+        trained(False)
+        name, small = workload.split("-", 1)[1], workload.startswith("resnet")
+        eps, model = 8 / 255 if small else 0.1, Module(network, p)
+        run = PEERS[peer](name, model, eps, small)
+        torch.manual_seed(0)
+        started = time.perf_counter()
+        for _ in range(20 if name == "fgsm" else 1):
+            moved = run(images, labels)
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, **judged(name, model, images, labels, moved.detach(), eps)}
+
+    def measured():
+        if peer and workload != "lenet-pgd":
+            return attacked()
         started = time.perf_counter()
         value = work()
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "loss": value, "peak": peak}), flush=True)
+        return {"seconds": time.perf_counter() - started, "loss": value}
+
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        report = measured()
+        report["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(report), flush=True)
 
 
 main()

@@ -59,6 +59,93 @@ const WORKLOADS: [(&str, What, &str); 9] = [
     ),
 ];
 
+/// Attacks of the same program, the packages that have them, and titles.
+const ATTACKS: [(&str, &[&str], &str); 16] = [
+    (
+        "golden-autoattack",
+        &["pyautoattack"],
+        "attack: AutoAttack standard, LeNet, 500 images",
+    ),
+    (
+        "golden-apgd-ce",
+        &["pyautoattack", "torchattacks"],
+        "attack: APGD-CE, 100 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-apgd-dlr",
+        &["pyautoattack"],
+        "attack: APGD-DLR, 100 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-fab",
+        &["pyautoattack"],
+        "attack: FAB Linf, 100 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-square",
+        &["pyautoattack", "torchattacks"],
+        "attack: Square, 1,000 queries, LeNet, 256 images",
+    ),
+    (
+        "golden-deepfool",
+        &["torchattacks", "foolbox"],
+        "attack: DeepFool L2, 50 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-cw",
+        &["foolbox"],
+        "attack: C&W L2, 5 x 100 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-ddn",
+        &["foolbox"],
+        "attack: DDN, 100 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-fmn",
+        &["foolbox"],
+        "attack: FMN Linf, 100 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-fgsm",
+        &["torchattacks"],
+        "attack: FGSM, 20 times, LeNet, 256 images",
+    ),
+    (
+        "golden-pgd",
+        &["torchattacks"],
+        "attack: PGD-40, LeNet, 256 images",
+    ),
+    (
+        "golden-mifgsm",
+        &["torchattacks"],
+        "attack: MI-FGSM, 10 steps, LeNet, 256 images",
+    ),
+    (
+        "golden-hopskipjump",
+        &["foolbox"],
+        "attack: HopSkipJump L2, 10 steps, LeNet, 16 images",
+    ),
+    (
+        "resnet20-deepfool",
+        &["torchattacks", "foolbox"],
+        "attack: DeepFool L2, 10 steps, ResNet-20, 256 images",
+    ),
+    (
+        "resnet20-cw",
+        &["foolbox"],
+        "attack: C&W L2, 2 x 20 steps, ResNet-20, 256 images",
+    ),
+    (
+        "resnet20-apgd-ce",
+        &["pyautoattack", "torchattacks"],
+        "attack: APGD-CE, 20 steps to the end, ResNet-20, 256 images",
+    ),
+];
+
+/// How much more accuracy, and how many times the distance, ours may leave.
+const WEAKER: (f64, f64) = (0.01, 1.05);
+
 /// Seconds of a long round.
 const LONG: f64 = 10.0;
 
@@ -73,7 +160,7 @@ enum What {
 /// Times the kernels, and work on networks, beside PyTorch if there is one.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// A Python with PyTorch and torchattacks.
+    /// A Python with PyTorch, torchattacks, foolbox and pyautoattack.
     #[arg(long, value_name = "PYTHON")]
     against_pytorch: Option<PathBuf>,
     /// Only work on networks whose title contains this, and no kernels.
@@ -95,6 +182,7 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
     if options.only.is_none() {
         kernels(root, options)?;
     }
+    let only = options.only.as_deref().unwrap_or_default();
     let heads = [
         "workload",
         "rounds",
@@ -106,13 +194,38 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
     ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for (name, what, title) in WORKLOADS {
-        let only = options.only.as_deref().unwrap_or_default();
         if title.contains(only) {
             eprintln!("{title}");
             rows.push(row(root, options, &program, name, what, title)?);
         }
     }
-    println!("{}", aligned(&rows));
+    let heads = [
+        "workload",
+        "rounds",
+        "other",
+        "ours",
+        "other's",
+        "ours / other's",
+        "accuracy",
+        "other's",
+        "distance",
+        "other's",
+    ];
+    let mut attacks = vec![heads.map(str::to_owned).to_vec()];
+    for (name, packages, title) in ATTACKS {
+        if title.contains(only) {
+            eprintln!("{title}");
+            attacks.extend(attack_rows(root, options, &program, name, packages, title)?);
+        }
+    }
+    for table in [&rows, &attacks] {
+        if table.len() > 1 {
+            println!("{}", aligned(table));
+        }
+    }
+    if attacks.iter().flatten().any(|cell| cell == "weaker") {
+        return Ok(ExitCode::FAILURE);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -137,29 +250,23 @@ fn row(
     what: What,
     title: &str,
 ) -> Result<Vec<String>> {
-    let file = root.path("target").join(format!("pace-{name}.safetensors"));
-    let threads = options.threads.to_string();
-    let mut ours = Command::new(program);
-    ours.args([name, &threads]).arg(&file);
-    let mut sides = vec![ours];
     let mut variants = vec![None, Some("channels_last")];
     if name == "lenet-pgd" {
         variants.push(Some("torchattacks"));
     }
-    for variant in variants {
-        if let Some(python) = &options.against_pytorch {
-            let mut theirs = Command::new(python);
-            theirs
-                .arg(root.path("tests/benches/pace.py"))
-                .args([name, &threads])
-                .arg(&file)
-                .args(variant);
-            sides.push(theirs);
-        }
-    }
+    let mut sides = sides(root, options, program, name, &variants);
     let measured = match what {
         What::Process => processes(&mut sides, options)?,
-        _ => alternate(&mut sides, what, options)?,
+        _ => {
+            let number = |told: &Told| match what {
+                What::Memory => told.peak,
+                _ => told.seconds,
+            };
+            let told = alternate(&mut sides, number, options)?;
+            told.iter()
+                .map(|told| told.iter().map(number).collect())
+                .collect()
+        }
     };
     let rounds = measured.first().map_or(0, Vec::len);
     let mut cells = vec![title.to_owned(), rounds.to_string()];
@@ -167,10 +274,109 @@ fn row(
         cells.push(text(median(values.clone()), what));
     }
     for theirs in measured.iter().skip(1) {
-        let ratios = measured[0].iter().zip(theirs).map(|(a, b)| a / b);
-        cells.push(format!("{:.2}", median(ratios.collect())));
+        cells.push(match theirs.is_empty() {
+            true => MISSING.to_owned(),
+            false => ratio(&measured[0], theirs),
+        });
     }
     Ok(cells)
+}
+
+/// The commands of ours and of the variants of theirs.
+fn sides(
+    root: &Root,
+    options: &Options,
+    program: &Path,
+    name: &str,
+    variants: &[Option<&str>],
+) -> Vec<Command> {
+    let file = root.path("target").join(format!("pace-{name}.safetensors"));
+    let threads = options.threads.to_string();
+    let mut ours = Command::new(program);
+    ours.args([name, &threads]).arg(&file);
+    // candle has threads of its own.
+    ours.env("CANDLE_NUM_THREADS", &threads);
+    let mut sides = vec![ours];
+    if let Some(python) = &options.against_pytorch {
+        sides.extend(variants.iter().map(|variant| {
+            let mut theirs = Command::new(python);
+            theirs
+                .arg(root.path("tests/benches/pace.py"))
+                .args([name, &threads])
+                .arg(&file)
+                .args(*variant);
+            theirs
+        }));
+    }
+    sides
+}
+
+/// A row for each package, with what both sides reached.
+fn attack_rows(
+    root: &Root,
+    options: &Options,
+    program: &Path,
+    name: &str,
+    packages: &[&str],
+    title: &str,
+) -> Result<Vec<Vec<String>>> {
+    let variants: Vec<Option<&str>> = packages.iter().copied().map(Some).collect();
+    let mut sides = sides(root, options, program, name, &variants);
+    let told = alternate(&mut sides, |told| told.seconds, options)?;
+    let all = |side: &[Told], of: fn(&Told) -> f64| side.iter().map(of).collect::<Vec<f64>>();
+    let seconds = |side: &[Told]| all(side, |told| told.seconds);
+    let accuracy = |side: &[Told]| median(all(side, |told| told.accuracy.unwrap_or(f64::NAN)));
+    let distance = |side: &[Told]| median(all(side, |told| told.distance.unwrap_or(f64::NAN)));
+    let ours = &told[0];
+    let mut rows = Vec::new();
+    for (number, theirs) in told.iter().enumerate().skip(usize::from(told.len() > 1)) {
+        let alone = number == 0;
+        let other = |cell: String| match theirs.is_empty() {
+            _ if alone => String::new(),
+            true => MISSING.to_owned(),
+            false => cell,
+        };
+        let (more, farther) = WEAKER;
+        let weaker =
+            accuracy(ours) > accuracy(theirs) + more || distance(ours) > distance(theirs) * farther;
+        let pace = match weaker {
+            true => "weaker".to_owned(),
+            false => ratio(&seconds(ours), &seconds(theirs)),
+        };
+        rows.push(vec![
+            title.to_owned(),
+            ours.len().to_string(),
+            if alone {
+                String::new()
+            } else {
+                packages[number - 1].to_owned()
+            },
+            text(median(seconds(ours)), What::Time),
+            other(text(median(seconds(theirs)), What::Time)),
+            other(pace),
+            format!("{:.3}", accuracy(ours)),
+            other(format!("{:.3}", accuracy(theirs))),
+            far(distance(ours)),
+            other(far(distance(theirs))),
+        ]);
+    }
+    Ok(rows)
+}
+
+/// What stands in the cells of a package that is not there; the other side says the same.
+const MISSING: &str = "not installed";
+
+/// A distance, if the attack has one.
+fn far(distance: f64) -> String {
+    match distance {
+        none if none.is_nan() => String::new(),
+        distance => format!("{distance:.4}"),
+    }
+}
+
+fn ratio(ours: &[f64], theirs: &[f64]) -> String {
+    let ratios = ours.iter().zip(theirs).map(|(a, b)| a / b);
+    format!("{:.2}", median(ratios.collect()))
 }
 
 fn text(value: f64, what: What) -> String {
@@ -200,12 +406,17 @@ struct Side {
 /// What a round told.
 struct Told {
     seconds: f64,
-    loss: f64,
     peak: f64,
+    loss: Option<f64>,
+    /// Share of images that resist an attack.
+    accuracy: Option<f64>,
+    /// How far an attack without a ball had to go.
+    distance: Option<f64>,
 }
 
 impl Side {
-    fn start(command: &mut Command) -> Result<Self> {
+    /// `None` if a package is not installed there.
+    fn start(command: &mut Command) -> Result<Option<Self>> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -220,10 +431,11 @@ impl Side {
             lines: BufReader::new(lines),
         };
         let line = side.line()?;
-        if line.trim() != "ready" {
-            bail!("{command:?} said {line:?} instead of \"ready\"");
+        match line.trim() {
+            "ready" => Ok(Some(side)),
+            MISSING => side.end().map(|()| None),
+            _ => bail!("{command:?} said {line:?} instead of \"ready\""),
         }
-        Ok(side)
     }
 
     fn line(&mut self) -> Result<String> {
@@ -240,14 +452,19 @@ impl Side {
         let line = self.line()?;
         let told: serde_json::Value =
             serde_json::from_str(&line).with_context(|| format!("not a report: {line:?}"))?;
-        let number = |key: &str| {
-            let value = told.get(key).and_then(serde_json::Value::as_f64);
-            value.with_context(|| format!("no number {key:?} in {line:?}"))
-        };
+        let maybe = |key: &str| told.get(key).and_then(serde_json::Value::as_f64);
+        let number =
+            |key: &str| maybe(key).with_context(|| format!("no number {key:?} in {line:?}"));
+        let (loss, accuracy) = (maybe("loss"), maybe("accuracy"));
+        if loss.is_none() && accuracy.is_none() {
+            bail!("no result in {line:?}");
+        }
         Ok(Told {
             seconds: number("seconds")?,
-            loss: number("loss")?,
             peak: number("peak")?,
+            loss,
+            accuracy,
+            distance: maybe("distance"),
         })
     }
 
@@ -275,7 +492,9 @@ fn processes(commands: &mut [Command], options: &Options) -> Result<Vec<Vec<f64>
     while more(values[0].len(), started, options) {
         for (command, values) in commands.iter_mut().zip(&mut values) {
             let started = Instant::now();
-            let mut side = Side::start(command)?;
+            let Some(mut side) = Side::start(command)? else {
+                continue;
+            };
             side.round()?;
             values.push(started.elapsed().as_secs_f64());
             side.end()?;
@@ -284,44 +503,59 @@ fn processes(commands: &mut [Command], options: &Options) -> Result<Vec<Vec<f64>
     Ok(values)
 }
 
-/// Rounds of all sides in turn: what each measured.
-fn alternate(commands: &mut [Command], what: What, options: &Options) -> Result<Vec<Vec<f64>>> {
+/// Rounds of all sides in turn: what each told, nothing from a side that is not there.
+fn alternate(
+    commands: &mut [Command],
+    shown: impl Fn(&Told) -> f64,
+    options: &Options,
+) -> Result<Vec<Vec<Told>>> {
     // Ours first: it writes the weights that the others read.
     let mut sides = commands
         .iter_mut()
         .map(Side::start)
         .collect::<Result<Vec<_>>>()?;
-    let mut values = vec![Vec::new(); sides.len()];
+    let mut values: Vec<Vec<Told>> = sides.iter().map(|_| Vec::new()).collect();
     let mut warm = false;
     let started = Instant::now();
     while more(values[0].len(), started, options) {
         let told = sides
             .iter_mut()
-            .map(Side::round)
+            .map(|side| side.as_mut().map(Side::round).transpose())
             .collect::<Result<Vec<_>>>()?;
-        for theirs in &told {
-            // Sign steps and training amplify rounding; the same work still ends close by.
-            let apart = (told[0].loss - theirs.loss).abs() / theirs.loss.abs().max(1e-3);
-            if apart.is_nan() || apart > 0.02 {
-                bail!("losses disagree: {} and {}", told[0].loss, theirs.loss);
-            }
+        let Some(Some(ours)) = told.first() else {
+            bail!("our side is not there");
+        };
+        for theirs in told.iter().flatten() {
+            agree(ours, theirs)?;
         }
-        let measured = told.iter().map(|told| match what {
-            What::Memory => told.peak,
-            _ => told.seconds,
-        });
-        let measured: Vec<f64> = measured.collect();
+        let measured: Vec<f64> = told.iter().flatten().map(&shown).collect();
         eprintln!("  {measured:.3?}");
         // The first round is not counted, unless rounds are so long that warming up is nothing.
-        if warm || told[0].seconds > LONG {
-            for (values, measured) in values.iter_mut().zip(measured) {
-                values.push(measured);
+        if warm || ours.seconds > LONG {
+            for (values, told) in values.iter_mut().zip(told) {
+                values.extend(told);
             }
         }
         warm = true;
     }
-    sides.into_iter().try_for_each(Side::end)?;
+    sides.into_iter().flatten().try_for_each(Side::end)?;
     Ok(values)
+}
+
+/// Whether both sides did the same work, as far as a loss tells.
+fn agree(ours: &Told, theirs: &Told) -> Result<()> {
+    match (ours.loss, theirs.loss) {
+        (Some(ours), Some(theirs)) => {
+            // Sign steps and training amplify rounding; the same work still ends close by.
+            let apart = (ours - theirs).abs() / theirs.abs().max(1e-3);
+            if apart.is_nan() || apart > 0.02 {
+                bail!("losses disagree: {ours} and {theirs}");
+            }
+            Ok(())
+        }
+        (None, None) => Ok(()),
+        _ => bail!("one side reports a loss, the other does not"),
+    }
 }
 
 fn build(root: &Root) -> Result<PathBuf> {

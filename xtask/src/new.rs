@@ -100,7 +100,9 @@ fn attack(root: &Root, name: &str) -> Result<()> {
     println!("mod {module}; pub use {module}::{};", type_name(name));
     println!("and to the list in crates/theriac-attacks/src/spec.rs:");
     println!("{0}(crate::{0}),", type_name(name));
-    println!("and a test to crates/theriac-attacks/tests/gate/main.rs, which says how strong it is.");
+    println!(
+        "and a test to crates/theriac-attacks/tests/gate/main.rs, which says how strong it is."
+    );
     Ok(())
 }
 
