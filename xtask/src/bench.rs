@@ -202,14 +202,14 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
     let heads = [
         "workload",
         "rounds",
-        "other",
+        "against",
         "ours",
-        "other's",
-        "ours / other's",
+        "theirs",
+        "ours / theirs",
         "accuracy",
-        "other's",
+        "theirs",
         "distance",
-        "other's",
+        "theirs",
     ];
     let mut attacks = vec![heads.map(str::to_owned).to_vec()];
     for (name, packages, title) in ATTACKS {
@@ -323,53 +323,55 @@ fn attack_rows(
     let variants: Vec<Option<&str>> = packages.iter().copied().map(Some).collect();
     let mut sides = sides(root, options, program, name, &variants);
     let told = alternate(&mut sides, |told| told.seconds, options)?;
-    let all = |side: &[Told], of: fn(&Told) -> f64| side.iter().map(of).collect::<Vec<f64>>();
-    let seconds = |side: &[Told]| all(side, |told| told.seconds);
-    let accuracy = |side: &[Told]| median(all(side, |told| told.accuracy.unwrap_or(f64::NAN)));
-    let distance = |side: &[Told]| median(all(side, |told| told.distance.unwrap_or(f64::NAN)));
-    let ours = &told[0];
-    let mut rows = Vec::new();
-    for (number, theirs) in told.iter().enumerate().skip(usize::from(told.len() > 1)) {
-        let alone = number == 0;
-        let other = |cell: String| match theirs.is_empty() {
-            _ if alone => String::new(),
-            true => MISSING.to_owned(),
-            false => cell,
-        };
-        let (more, farther) = WEAKER;
-        let weaker =
-            accuracy(ours) > accuracy(theirs) + more || distance(ours) > distance(theirs) * farther;
-        let pace = match weaker {
-            true => "weaker".to_owned(),
-            false => ratio(&seconds(ours), &seconds(theirs)),
-        };
-        rows.push(vec![
-            title.to_owned(),
-            ours.len().to_string(),
-            if alone {
-                String::new()
-            } else {
-                packages[number - 1].to_owned()
-            },
-            text(median(seconds(ours)), What::Time),
-            other(text(median(seconds(theirs)), What::Time)),
-            other(pace),
-            format!("{:.3}", accuracy(ours)),
-            other(format!("{:.3}", accuracy(theirs))),
-            far(distance(ours)),
-            other(far(distance(theirs))),
-        ]);
+    let others = packages.iter().zip(told.iter().skip(1));
+    let mut rows: Vec<Vec<String>> = others
+        .map(|(package, theirs)| attack_row(title, package, &told[0], theirs))
+        .collect();
+    if rows.is_empty() {
+        rows.push(attack_row(title, "", &told[0], &[]));
     }
     Ok(rows)
+}
+
+fn attack_row(title: &str, package: &str, ours: &[Told], theirs: &[Told]) -> Vec<String> {
+    let of = |side: &[Told], number: fn(&Told) -> f64| side.iter().map(number).collect();
+    let seconds = |side: &[Told]| -> Vec<f64> { of(side, |told| told.seconds) };
+    let accuracy = |side: &[Told]| median(of(side, |told| told.accuracy.unwrap_or(f64::NAN)));
+    let distance = |side: &[Told]| median(of(side, |told| told.distance.unwrap_or(f64::NAN)));
+    let missing = if package.is_empty() { "" } else { MISSING };
+    let other = |cell: String| match theirs.is_empty() {
+        true => missing.to_owned(),
+        false => cell,
+    };
+    let (more, farther) = WEAKER;
+    let weaker =
+        accuracy(ours) > accuracy(theirs) + more || distance(ours) > distance(theirs) * farther;
+    let pace = match weaker {
+        true => "weaker".to_owned(),
+        false => ratio(&seconds(ours), &seconds(theirs)),
+    };
+    vec![
+        title.to_owned(),
+        ours.len().to_string(),
+        package.to_owned(),
+        text(median(seconds(ours)), What::Time),
+        other(text(median(seconds(theirs)), What::Time)),
+        other(pace),
+        format!("{:.3}", accuracy(ours)),
+        other(format!("{:.3}", accuracy(theirs))),
+        far(distance(ours)),
+        other(far(distance(theirs))),
+    ]
 }
 
 /// What stands in the cells of a package that is not there; the other side says the same.
 const MISSING: &str = "not installed";
 
-/// A distance, if the attack has one.
+/// A median distance, if the attack has one; failures are 1e9 away.
 fn far(distance: f64) -> String {
     match distance {
         none if none.is_nan() => String::new(),
+        failed if failed >= 1e9 => "most failed".to_owned(),
         distance => format!("{distance:.4}"),
     }
 }
