@@ -25,7 +25,7 @@ const TOLERANCE: f64 = 0.002;
 const DARK: f64 = 1.0 / 64.0;
 
 /// What a check found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Finding {
     /// Nothing wrong.
@@ -102,7 +102,7 @@ impl fmt::Display for Check {
 }
 
 impl Check {
-    fn new(name: &'static str, finding: Finding, detail: String) -> Self {
+    pub(crate) fn new(name: &'static str, finding: Finding, detail: String) -> Self {
         Self {
             name,
             finding,

@@ -23,10 +23,15 @@ const Z: f64 = 1.96;
 /// assert!(low == 0.0 && (high - 0.2775).abs() < 1e-4);
 /// ```
 pub fn wilson(successes: usize, n: usize, z: f64) -> (f64, f64) {
+    interval(successes as f64, n, z)
+}
+
+fn interval(successes: f64, n: usize, z: f64) -> (f64, f64) {
     if n == 0 {
         return (0.0, 1.0);
     }
-    let (k, n) = (successes.min(n) as f64, n as f64);
+    let n = n as f64;
+    let k = successes.min(n);
     let (p, z2) = (k / n, z * z);
     let scale = 1.0 + z2 / n;
     let centre = (p + z2 / (2.0 * n)) / scale;
@@ -66,21 +71,63 @@ impl Accuracy {
     }
 }
 
+/// The mean of shares, one an image: an accuracy of a model that draws random numbers, and of any
+/// other where every share is 0 or 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Mean {
+    /// Sum of the shares.
+    pub sum: f64,
+    /// Images.
+    pub n: usize,
+}
+
+impl Mean {
+    pub(crate) fn over(shares: impl Iterator<Item = f64>) -> Self {
+        let mut mean = Self::default();
+        for share in shares {
+            mean.sum += share;
+            mean.n += 1;
+        }
+        mean
+    }
+
+    /// The mean, in [0, 1]; NaN without images.
+    pub fn value(&self) -> f64 {
+        self.sum / self.n as f64
+    }
+
+    /// Wilson score interval at 95 %, as if each image were drawn once: the images' spread, which is
+    /// larger than that of the draws.
+    pub fn interval(&self) -> (f64, f64) {
+        interval(self.sum, self.n, Z)
+    }
+}
+
+impl fmt::Display for Mean {
+    /// `97.31 % [96.9, 97.7], n = 10000`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, self.value(), self.interval(), self.n)
+    }
+}
+
 impl fmt::Display for Accuracy {
     /// `97.31 % [96.9, 97.7], n = 10000`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (low, high) = self.interval();
-        let (low, high) = (100.0 * low, 100.0 * high);
-        if self.n == 0 {
-            return f.write_str("no images");
-        }
-        write!(
-            f,
-            "{:.2} % [{low:.1}, {high:.1}], n = {}",
-            100.0 * self.value(),
-            self.n
-        )
+        show(f, self.value(), self.interval(), self.n)
     }
+}
+
+fn show(
+    f: &mut fmt::Formatter<'_>,
+    value: f64,
+    (low, high): (f64, f64),
+    n: usize,
+) -> fmt::Result {
+    if n == 0 {
+        return f.write_str("no images");
+    }
+    let (value, low, high) = (100.0 * value, 100.0 * low, 100.0 * high);
+    write!(f, "{value:.2} % [{low:.1}, {high:.1}], n = {n}")
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod accuracy;
 mod checks;
 mod doubled;
+pub mod evaluation;
 mod evaluator;
 mod interval;
 mod robust;
@@ -11,7 +12,8 @@ mod testing;
 
 pub use accuracy::{Prediction, clean_accuracy};
 pub use checks::{Check, Checks, Finding, Verdict};
+pub use evaluation::{Evaluation, Measure};
 pub use evaluator::Evaluator;
-pub use interval::{Accuracy, wilson};
+pub use interval::{Accuracy, Mean, wilson};
 pub use robust::{Knowledge, Outcome, Reference, Robust, ThreatModel};
 pub use theriac_attacks::Declared;
