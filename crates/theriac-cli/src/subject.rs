@@ -1,0 +1,239 @@
+//! From words on the command line to a model and images.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::{DType, Device};
+use sha2::{Digest, Sha256};
+use theriac::Classifier;
+use theriac_data::{Dataset as _, Images};
+use theriac_datasets::{Options as Places, Role, Split, embedded, resolve};
+use theriac_models::Spec;
+use theriac_nn::{Normalised, Params, Plain, Saved};
+
+/// Which network, and how it sees images.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ModelOptions {
+    /// The network: lenet5, atda-cnn, advertorch-lenet, resnet20 (32, 44, 56, 110), resnet18, or as
+    /// in TOML: '{ kind = "resnet-v1", depth = 20, widen = 4, classes = 10 }'. By default what the
+    /// file says of itself.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) arch: Option<String>,
+    /// The network was trained on normalised images: their mean, for pixels in [0, 1], one for each
+    /// channel or one for all.
+    #[arg(long, value_delimiter = ',', value_name = "M,...", requires = "std")]
+    pub(crate) mean: Vec<f64>,
+    /// The deviation that goes with the mean.
+    #[arg(long, value_delimiter = ',', value_name = "S,...", requires = "mean")]
+    pub(crate) std: Vec<f64>,
+}
+
+/// A classifier with its parameters.
+pub(crate) struct Model {
+    pub(crate) classifier: Box<dyn Classifier>,
+    pub(crate) params: Params,
+    pub(crate) arch: String,
+    pub(crate) sha256: String,
+}
+
+impl Model {
+    /// A fingerprint of all parameters and statistics.
+    pub(crate) fn state(&self) -> theriac::Result<String> {
+        let mut hash = Sha256::new();
+        for (path, var) in self.params.all() {
+            hash.update(path.as_bytes());
+            let values = var.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+            for value in values.flatten_all()?.to_vec1::<f64>()? {
+                hash.update(value.to_le_bytes());
+            }
+        }
+        Ok(hex(&hash.finalize()))
+    }
+}
+
+/// The network's name to its description.
+pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
+    let v1 = |depth| Spec::ResnetV1 {
+        depth,
+        widen: 1,
+        classes,
+    };
+    Ok(match name {
+        "lenet" | "lenet5" => Spec::Lenet,
+        "atda-cnn" => Spec::AtdaCnn,
+        "advertorch-lenet" => Spec::AdvertorchLenet,
+        "resnet20" => v1(20),
+        "resnet32" => v1(32),
+        "resnet44" => v1(44),
+        "resnet56" => v1(56),
+        "resnet110" => v1(110),
+        "resnet18" => Spec::Resnet18 { classes },
+        text if text.trim_start().starts_with('{') => {
+            #[derive(serde::Deserialize)]
+            struct Line {
+                arch: Spec,
+            }
+            let line: Line = toml::from_str(&format!("arch = {text}"))
+                .with_context(|| format!("--arch {text}"))?;
+            line.arch
+        }
+        other => bail!(
+            "--arch {other}: unknown; there are lenet5, atda-cnn, advertorch-lenet, resnet20, 32, \
+             44, 56, 110, resnet18, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
+             classes = 10 }}'"
+        ),
+    })
+}
+
+/// Reads a weights file into its network.
+pub(crate) fn open(
+    path: &Path,
+    options: &ModelOptions,
+    classes: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Model> {
+    let saved = Saved::read(path)?;
+    let name = match (&options.arch, saved.about().get("model")) {
+        (Some(name), _) => name.clone(),
+        (None, Some(name)) => name.clone(),
+        (None, None) => bail!(
+            "{} does not say which network it belongs to: name it with --arch, for instance --arch \
+             lenet5",
+            path.display()
+        ),
+    };
+    let spec = arch(&name, classes)?;
+    let params = Params::new(0, dtype, device);
+    let network = spec.build(&Plain, params.frozen())?;
+    params
+        .restore(&saved, "")
+        .with_context(|| format!("{} is not a {name}; see `theriac inspect` for what it holds, and \
+             `theriac convert` for weights from PyTorch", path.display()))?;
+    ensure!(
+        network.classes() == classes,
+        "{name} tells {} classes apart, the data have {classes}: choose another network or other \
+         data",
+        network.classes()
+    );
+    let classifier: Box<dyn Classifier> = match options.mean.is_empty() {
+        true => Box::new(network),
+        false => Box::new(Normalised::new(network, &options.mean, &options.std)?),
+    };
+    Ok(Model {
+        classifier,
+        params,
+        arch: name,
+        sha256: sha256_of(path)?,
+    })
+}
+
+/// Which images.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DataOptions {
+    /// The test images of mnist, fashion-mnist or cifar10; `fashion-mnist:sample` and
+    /// `cifar10:sample` for those in the program; or a safetensors file with "images" (bytes, N x C
+    /// x H x W) and "labels" (bytes, N).
+    #[arg(long, value_name = "DATA")]
+    pub(crate) data: String,
+    /// The folder of the data sets, one folder each.
+    #[arg(long, value_name = "DIR", env = "THERIAC_DATA")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The first N images alone.
+    #[arg(long, value_name = "N")]
+    pub(crate) images: Option<usize>,
+}
+
+/// The images, and what they are called.
+pub(crate) fn images(options: &DataOptions) -> Result<Images> {
+    let whole = match options.data.split_once(':') {
+        Some((name, "sample")) => {
+            let sample = embedded(name)?;
+            let test = sample.test;
+            Images::new(
+                &options.data,
+                test.images,
+                test.labels,
+                sample.shape,
+                sample.classes,
+            )?
+            .with_ids(test.indices)?
+        }
+        _ if options.data.ends_with(".safetensors") => from_file(Path::new(&options.data))?,
+        _ => from_set(options)?,
+    };
+    Ok(match options.images {
+        Some(n) if n != whole.len() => whole.take(n)?,
+        _ => whole,
+    })
+}
+
+fn from_set(options: &DataOptions) -> Result<Images> {
+    let from_env = Places::from_env();
+    let places = Places {
+        data_dir: options.data_dir.clone().or(from_env.data_dir),
+        ..from_env
+    };
+    let name = options.data.as_str();
+    let files = resolve(name, &places).with_context(|| {
+        format!("--data {name}; `--data {name}:sample` takes the images in the program, if it has any")
+    })?;
+    let paths = |role| files.paths(Split::Test, role);
+    let (images, labels) = (paths(Role::Images), paths(Role::Labels));
+    Ok(match (images.first(), labels.first()) {
+        (Some(images), Some(labels)) => Images::from_idx(name, images, labels, 10)?,
+        _ => Images::from_cifar10(name, &paths(Role::Records))?,
+    })
+}
+
+fn from_file(path: &Path) -> Result<Images> {
+    let saved = Saved::read(path)?;
+    let shape = saved.shape("images").unwrap_or_default().to_vec();
+    let [n, c, h, w] = shape[..] else {
+        bail!(
+            "{}: \"images\" has shape {shape:?}, expected bytes of shape (N, C, H, W)",
+            path.display()
+        );
+    };
+    let labels = saved.u8("labels")?;
+    ensure!(
+        labels.len() == n,
+        "{}: {} labels for {n} images",
+        path.display(),
+        labels.len()
+    );
+    let classes = labels.iter().copied().max().map_or(1, |most| usize::from(most) + 1);
+    let classes = match saved.about().get("classes") {
+        Some(text) => text.parse().with_context(|| format!("classes = {text}"))?,
+        None => classes,
+    };
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(Images::new(&name, saved.u8("images")?, labels, [c, h, w], classes)?)
+}
+
+/// SHA-256 of images, labels and ids.
+pub(crate) fn data_sha256(images: &Images) -> String {
+    let mut hash = Sha256::new();
+    hash.update(images.bytes());
+    hash.update(images.labels());
+    for id in images.ids() {
+        hash.update(id.to_le_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+pub(crate) fn sha256_of(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut hash).with_context(|| path.display().to_string())?;
+    Ok(hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
