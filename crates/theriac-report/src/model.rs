@@ -49,7 +49,7 @@ impl Kind {
         }
     }
 
-    /// The kind as a word, for where no other is given.
+    /// The kind as a word, for where no other is given. The style sheet's classes are called so.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Good => "good",
