@@ -21,8 +21,6 @@ use theriac_tables::Interrupt;
 use crate::subject::{self, DataOptions, Model, ModelOptions};
 use crate::{Common, INTERRUPTED, page};
 
-/// Images in a batch.
-const BATCH: usize = 128;
 /// Images by which the plan and the forecast are made.
 const FIRST: usize = 16;
 
@@ -67,6 +65,9 @@ pub(crate) struct Options {
     /// A part of the work: i/n, i from 0. Each part takes a folder of its own.
     #[arg(long, value_name = "I/N", value_parser = shard)]
     shard: Option<Shard>,
+    /// Images in a batch: a kill loses one at most, and no result depends on it.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    batch: usize,
     /// Element type: f32 or f64.
     #[arg(long, default_value = "f32", value_parser = dtype)]
     dtype: DType,
@@ -168,11 +169,12 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
             surrogate: surrogate.as_ref().map(|other| &*other.classifier),
             control: control.as_ref().map(|other| &*other.classifier),
             state: Some(&state),
+            detector: None,
         },
         data: &data,
         run: &run,
         dtype: options.dtype,
-        batch: BATCH,
+        batch: options.batch,
     };
     let interrupt = Interrupt::on_signal()?;
     let bar = bar();

@@ -39,6 +39,9 @@ pub struct Clean {
     pub cosine: Option<f64>,
     /// The model takes gradients in its forward pass.
     pub optimises: bool,
+    /// What the detector says, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion: Option<f64>,
 }
 
 /// What a stage with an attack learns about one image.
@@ -68,6 +71,9 @@ pub struct Attacked {
     /// For restarts: whether the image was broken after the first, the second, ... start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub broken_after: Vec<bool>,
+    /// What the detector says of the attacked image, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspicion: Option<f64>,
     /// Forward passes without a gradient.
     pub forwards: u64,
     /// Forward and backward passes.

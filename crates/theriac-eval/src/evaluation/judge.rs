@@ -150,7 +150,7 @@ pub(crate) fn checks(known: &Known<'_>) -> Vec<Check> {
         size(known),
         eight(known),
         manifest(known),
-        aim(),
+        aim(known),
     ]);
     checks
 }
@@ -762,9 +762,19 @@ fn manifest(known: &Known<'_>) -> Check {
     }
 }
 
-fn aim() -> Check {
-    Check::not_applicable(
+fn aim(known: &Known<'_>) -> Check {
+    let aim = "untargeted, away from the label";
+    let roc = super::table::roc(known.plan(), known.facts, known.table);
+    passed(
         c::AIM,
-        "untargeted, away from the label; the model cannot refuse, so there is no ROC curve",
+        match roc {
+            Some(roc) => format!(
+                "{aim}; the detector has an area under the curve of {:.3} and, refusing at most 5 % \
+                 of the clean images, refuses {:.1} % of those that break the model",
+                roc.area,
+                100.0 * roc.caught(0.05)
+            ),
+            None => format!("{aim}; the model does not refuse images, so there is no ROC curve"),
+        },
     )
 }

@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 
 use candle_core::DType;
 use serde::Serialize;
-use theriac::{Batch, Classifier, Error, Labels, Result, Run, largest, scores};
+use theriac::{Batch, Classifier, Error, Labels, Pixels, Result, Run, largest, scores};
 use theriac_data::Dataset;
 
 pub use catalogue::{CATALOGUE, Entry, entry_of};
@@ -28,7 +28,7 @@ pub use stages::Models;
 pub use store::{Manifest, Shard, Store, StoreError, Subject, read_manifest};
 pub use table::{Class, Curve, Image, Mark, Row, Table};
 
-use crate::{Check, Finding, Mean, Verdict};
+use crate::{Check, Finding, Mean, Roc, Verdict};
 
 /// How far a measurement is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,12 +133,20 @@ where
         let batch = self.data.batch(positions, self.dtype, self.run.device());
         let batch = batch.map_err(Error::from)?;
         if stage.role == Role::Clean {
-            let facts = stages::clean(self.models.model, plan, positions, &batch, self.run)?;
+            let mut facts = stages::clean(self.models.model, plan, positions, &batch, self.run)?;
+            let suspicion = self.suspicion(&batch.pixels, &batch)?;
+            for (fact, suspicion) in facts.iter_mut().zip(suspicion) {
+                fact.suspicion = Some(suspicion);
+            }
             let facts = facts.into_iter().map(Fact::Clean);
             let facts = positions.iter().copied().zip(facts).collect();
             return Ok(store.add(&stage.name, facts, None)?);
         }
-        let (facts, found) = stages::attacked(&self.models, plan, stage, &batch, self.run)?;
+        let (mut facts, found) = stages::attacked(&self.models, plan, stage, &batch, self.run)?;
+        let suspicion = self.suspicion(&found, &batch)?;
+        for (fact, suspicion) in facts.iter_mut().zip(suspicion) {
+            fact.suspicion = Some(suspicion);
+        }
         let broken = |i: &u32| facts[*i as usize].correct < 0.5;
         let kept: Vec<u32> = match stage.role.counts() {
             true => (0..positions.len() as u32).filter(broken).collect(),
@@ -153,6 +161,22 @@ where
         let facts = facts.into_iter().map(Fact::Attacked);
         let facts = positions.iter().copied().zip(facts).collect();
         Ok(store.add(&stage.name, facts, examples)?)
+    }
+
+    /// What the detector says of images that stand for those of a batch; nothing without one.
+    fn suspicion(&self, images: &Pixels, batch: &Batch<Labels>) -> Result<Vec<f64>> {
+        let Some(detector) = self.models.detector else {
+            return Ok(Vec::new());
+        };
+        let told = detector.suspicion(images, &self.run.eval(&batch.samples))?;
+        if let Some(value) = told.iter().find(|value| !value.is_finite()) {
+            return Err(Error::Setting {
+                name: "suspicion",
+                value: value.to_string(),
+                remedy: "a detector gives a finite number for each image",
+            });
+        }
+        Ok(told)
     }
 }
 
@@ -224,6 +248,9 @@ pub struct Evaluation {
     pub curve: Curve,
     /// Class by class.
     pub classes: Vec<Class>,
+    /// How well the detector tells the images that broke the model from clean ones, if there is a
+    /// detector and such an image.
+    pub roc: Option<Roc>,
     /// Image by image, and attack by attack.
     pub table: Table,
     /// What was evaluated, how, and by which version.
@@ -269,6 +296,7 @@ impl Evaluation {
             checks,
             curve: table.curve(plan, facts),
             classes: table.classes(),
+            roc: table::roc(plan, facts, &table),
             manifest: manifest.clone(),
             table,
         })

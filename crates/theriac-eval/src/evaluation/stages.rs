@@ -13,6 +13,7 @@ use theriac_attacks::{Loss, Spec, Transfer, report};
 use super::facts::{Attacked, Clean};
 use super::plan::{Plan, Role, Stage};
 use super::slope;
+use crate::Detector;
 
 /// Randomness of predictions: not the attack's, which must not have seen the very noise that a
 /// randomised model is judged by.
@@ -34,6 +35,8 @@ pub struct Models<'a, C: ?Sized> {
     pub control: Option<&'a dyn Classifier>,
     /// A fingerprint of the model's weights and statistics, which an evaluation must not change.
     pub state: Option<&'a dyn Fn() -> Result<String>>,
+    /// What may refuse an image, if the defence has such a part.
+    pub detector: Option<&'a dyn Detector>,
 }
 
 impl<C: ?Sized> std::fmt::Debug for Models<'_, C> {
@@ -53,6 +56,7 @@ impl<'a, C: ?Sized> Models<'a, C> {
             surrogate: None,
             control: None,
             state: None,
+            detector: None,
         }
     }
 }
@@ -152,6 +156,7 @@ pub(crate) fn clean<C: Classifier + ?Sized>(
             margin_slope: margin[i],
             cosine: cosines.get(i).copied().flatten(),
             optimises: inside.gradients() > 0,
+            suspicion: None,
         }
     });
     Ok(facts.collect())

@@ -8,7 +8,7 @@ use theriac_attacks::Declare;
 use super::facts::Facts;
 use super::plan::{Plan, Role};
 use super::store::Manifest;
-use crate::Mean;
+use crate::{Mean, Roc};
 
 /// Rounding of `x + eps` in f32; for an L2 radius above 1, relative to it.
 const SLACK: f64 = 1e-6;
@@ -239,6 +239,18 @@ impl Table {
         }
         curve
     }
+}
+
+pub(crate) fn roc(plan: &Plan, facts: &Facts, table: &Table) -> Option<Roc> {
+    let stage = plan.of(Role::Clean).next()?;
+    let clean = facts.of_clean(&stage.name);
+    let clean: Vec<f64> = clean.filter_map(|(_, fact)| fact.suspicion).collect();
+    let broken = table.images.iter().filter_map(|image| {
+        let stage = image.broken_by.as_ref()?;
+        facts.attacked(stage, image.position)?.suspicion
+    });
+    let broken: Vec<f64> = broken.collect();
+    (!clean.is_empty() && !broken.is_empty()).then(|| Roc::of(&clean, &broken))
 }
 
 fn edge(plan: &Plan) -> f64 {

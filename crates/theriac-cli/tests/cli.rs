@@ -1,0 +1,202 @@
+//! The program from outside.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_theriac");
+const KEPT: &str = "../../datasets/checkpoints/train";
+/// The epoch-wise paper's network for Fashion-MNIST, desk scale.
+const PROPOSED: &str = "aad8f6e13a0ea71f852cfdb5e0193bb1e35af420d8400ee1cf24b07810d26c03";
+
+fn weights() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join(KEPT).join(PROPOSED).join("model.safetensors")
+}
+
+fn theriac(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(dir).args(arguments);
+    command.env_remove("THERIAC_DATA").output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{errors}");
+    text
+}
+
+fn complaint(dir: &Path, arguments: &[&str]) -> String {
+    let output = theriac(dir, arguments);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+const QUICK: [&str; 9] = [
+    "model.safetensors",
+    "--data",
+    "fashion-mnist:sample",
+    "--images",
+    "20",
+    "--eps",
+    "8/255",
+    "--profile",
+    "quick",
+];
+
+fn evaluate<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["evaluate"], &QUICK[..], more].concat()
+}
+
+/// A folder with nothing but a weights file.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(weights(), dir.path().join("model.safetensors")).unwrap();
+    dir
+}
+
+#[test]
+fn evaluates_reports_and_gates() {
+    let dir = folder();
+    let text = stdout(&theriac(dir.path(), &evaluate(&["--active-test"])));
+    assert!(text.contains("robust accuracy"), "{text}");
+    // Twenty images are too few for a reliable verdict.
+    assert!(text.contains("sample size (questionable)"), "{text}");
+    let report = dir.path().join("theriac-report");
+    let html = std::fs::read_to_string(report.join("index.html")).unwrap();
+    for wanted in ["Questionable", "SHA-256", "Security curve", "data:image/png"] {
+        assert!(html.contains(wanted), "no {wanted}");
+    }
+    for name in ["report.md", "report.json", "evaluation.json"] {
+        assert!(report.join(name).exists(), "{name}");
+    }
+    // Everything is known: the second run only reads.
+    let json = stdout(&theriac(dir.path(), &evaluate(&["--active-test", "--json"])));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["table"]["images"].as_array().unwrap().len(), 20);
+
+    let gate = |more: &[&str]| theriac(dir.path(), &[&["gate"], more].concat());
+    let failed = gate(&["--junit", "gate.xml"]);
+    assert_eq!(failed.status.code(), Some(1));
+    let xml = std::fs::read_to_string(dir.path().join("gate.xml")).unwrap();
+    assert!(xml.contains("<failure") && xml.contains("sample size"), "{xml}");
+    stdout(&gate(&["--verdict", "questionable"]));
+    stdout(&gate(&["--verdict", "questionable", "--min-robust", "0.05"]));
+    let failed = gate(&["--verdict", "questionable", "--min-robust", "0.99"]);
+    assert_eq!(failed.status.code(), Some(1));
+}
+
+#[test]
+fn killed_twenty_times_it_ends_with_the_same_table() {
+    let dir = folder();
+    let more = ["--batch", "7", "--threads", "1"];
+    stdout(&theriac(dir.path(), &evaluate(&["--report", "whole"])));
+    let arguments = evaluate(&[&more[..], &["--report", "killed"]].concat());
+    let mut moment = 12_345u64;
+    for _ in 0..20 {
+        let mut child = Command::new(PROGRAM)
+            .current_dir(dir.path())
+            .args(&arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Any spread of moments will do.
+        moment = moment.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        std::thread::sleep(Duration::from_millis(20 + (moment >> 33) % 400));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    stdout(&theriac(dir.path(), &arguments));
+    let read = |name: &str| {
+        std::fs::read_to_string(dir.path().join(name).join("evaluation.json")).unwrap()
+    };
+    assert_eq!(read("killed"), read("whole"));
+}
+
+#[test]
+fn shards_merge_into_the_same_table() {
+    let dir = folder();
+    stdout(&theriac(dir.path(), &evaluate(&["--report", "whole"])));
+    for (shard, report) in [("0/2", "a"), ("1/2", "b")] {
+        stdout(&theriac(
+            dir.path(),
+            &evaluate(&["--shard", shard, "--report", report]),
+        ));
+    }
+    let data = ["--data", "fashion-mnist:sample", "--images", "20"];
+    let merge = [&["merge", "a", "b", "--report", "both"], &data[..]].concat();
+    stdout(&theriac(dir.path(), &merge));
+    let read = |name: &str| {
+        std::fs::read_to_string(dir.path().join(name).join("evaluation.json")).unwrap()
+    };
+    assert_eq!(read("both"), read("whole"));
+    let other = ["merge", "a", "b", "--report", "c", "--data", "cifar10:sample"];
+    assert!(complaint(dir.path(), &other).contains("not the images"));
+}
+
+#[test]
+fn complaints_name_the_thing_and_the_fix() {
+    let dir = folder();
+    let complain = |arguments: &[&str]| complaint(dir.path(), arguments);
+    let data = ["--data", "fashion-mnist:sample", "--images", "8"];
+    let with = |more: &[&'static str]| -> Vec<&str> {
+        [&["evaluate", "model.safetensors"], &data[..], more].concat()
+    };
+    let error = complain(&with(&["--eps", "8"]));
+    assert!(error.contains("/255"), "{error}");
+    let error = complain(&with(&["--eps", "8/255", "--arch", "lenet7"]));
+    assert!(error.contains("lenet5"), "{error}");
+    let error = complain(&with(&["--eps", "8/255", "--arch", "lenet5"]));
+    assert!(error.contains("theriac convert"), "{error}");
+    let error = complain(&with(&["--eps", "8/255", "--norm", "l7"]));
+    assert!(error.contains("linf or l2"), "{error}");
+    let error = complain(&with(&["--eps", "8/255", "--device", "tpu"]));
+    assert!(error.contains("cuda:N"), "{error}");
+    let error = complain(&["evaluate", "none.safetensors", "--data", "fashion-mnist:sample", "--eps", "0.1"]);
+    assert!(error.contains("none.safetensors"), "{error}");
+    let error = complain(&["evaluate", "model.safetensors", "--data", "emnist", "--eps", "0.1"]);
+    assert!(error.contains("emnist"), "{error}");
+    // Images of another size are refused before anything is written.
+    let error = complain(&["evaluate", "model.safetensors", "--data", "cifar10:sample", "--eps", "0.1"]);
+    assert!(error.contains("32"), "{error}");
+    assert!(!dir.path().join("theriac-report").exists());
+
+    stdout(&theriac(dir.path(), &evaluate(&[])));
+    let error = complain(&evaluate(&["--seed", "3"]));
+    assert!(error.contains("subject.seed") && error.contains("another folder"), "{error}");
+    let error = complain(&["gate", "nowhere"]);
+    assert!(error.contains("theriac evaluate"), "{error}");
+}
+
+#[test]
+fn inspects_converts_and_attacks() {
+    let dir = folder();
+    let told = stdout(&theriac(dir.path(), &["inspect", "model.safetensors", "--json"]));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["parameters"], 166_406);
+    assert_eq!(told["fits"][0], "atda-cnn");
+
+    let convert = ["convert", "model.safetensors", "ours.safetensors", "--arch"];
+    stdout(&theriac(dir.path(), &[&convert[..], &["atda-cnn"]].concat()));
+    let error = complaint(dir.path(), &[&convert[..], &["lenet5"]].concat());
+    assert!(error.contains("--rename"), "{error}");
+
+    let data = ["--data", "fashion-mnist:sample", "--images", "16"];
+    let attack = ["attack", "ours.safetensors", "--attack", "pgd", "--eps", "0.1", "--json"];
+    let told = stdout(&theriac(dir.path(), &[&attack[..], &data[..]].concat()));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert!(told["correct_after"].as_u64() <= told["correct_before"].as_u64());
+    assert!(dir.path().join("theriac-attack/grid.png").exists());
+    assert!(dir.path().join("theriac-attack/adversarial.safetensors").exists());
+    let bare = ["attack", "ours.safetensors", "--attack", "pgd"];
+    let error = complaint(dir.path(), &[&bare[..], &data[..]].concat());
+    assert!(error.contains("--eps"), "{error}");
+
+    let script = stdout(&theriac(dir.path(), &["completions", "bash"]));
+    assert!(script.contains("evaluate"));
+}
