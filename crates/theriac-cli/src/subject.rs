@@ -224,10 +224,8 @@ pub(crate) fn data_sha256(images: &Images) -> String {
 }
 
 pub(crate) fn sha256_of(path: &Path) -> Result<String> {
-    let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).with_context(|| path.display().to_string())?;
-    Ok(hex(&hash.finalize()))
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    Ok(hex(&Sha256::digest(bytes)))
 }
 
 fn hex(bytes: &[u8]) -> String {

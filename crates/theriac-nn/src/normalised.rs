@@ -14,7 +14,6 @@ use crate::Network;
 /// let model = Normalised::new(network, &[0.4914, 0.4822, 0.4465], &[0.2470, 0.2435, 0.2616])?;
 /// # let _ = model; Ok(()) }
 /// ```
-#[derive(Debug)]
 pub struct Normalised {
     network: Network,
     mean: Vec<f64>,
