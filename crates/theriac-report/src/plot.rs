@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::{Curve, Error, Line, Result, Stroke};
+use crate::{Curve, Error, Line, Mark, Result, Stroke};
 pub(crate) use paint::Ground;
 use paint::{FINE, GRID, GROUND, INK, Sign, dashed, paint, sign, solid};
 use ruler::Ruler;
@@ -42,6 +42,9 @@ const LETTERS: i32 = 13;
 /// A letter's width on average, in tenths of a pixel, rather too wide.
 const LETTER: i32 = 70;
 const ROW: i32 = 20;
+/// Above the drawing, for the name of y; and under it, for that of x.
+const HEAD: i32 = 26;
+const FOOT: i32 = 26;
 const SIGN: i32 = 4;
 const SWATCH: i32 = 36;
 /// Signs along a line of many points.
@@ -54,9 +57,7 @@ type Place = (i32, i32);
 /// The curve as SVG.
 pub(crate) fn svg(curve: &Curve, format: Format, ground: Ground) -> Result<String> {
     let legend = Legend::new(curve, format.width - 8);
-    let head = ROW;
-    let foot = ROW + 6;
-    let size = (format.width, head + format.height + foot + legend.height);
+    let size = (format.width, HEAD + format.height + FOOT + legend.height);
     let mut out = String::new();
     draw(&mut out, curve, format, size, &legend).map_err(|error| Error::Plot {
         name: curve.caption.clone(),
@@ -109,11 +110,12 @@ fn draw(
     let root = SVGBackend::with_string(out, ((width * FINE) as u32, (height * FINE) as u32))
         .into_drawing_area();
     let (x, y) = rulers(curve, format);
-    let left = (y.widest() as i32 * LETTER / 10 + 14).max(30);
+    let left = (letters(y.widest()) + 14).max(30);
+    let right = (letters(x.widest()) / 2 + 4).max(18);
     let mut chart = ChartBuilder::on(&root)
-        .margin_top(ROW * FINE)
-        .margin_right(18 * FINE)
-        .margin_bottom((height - ROW - format.height) * FINE)
+        .margin_top(HEAD * FINE)
+        .margin_right(right * FINE)
+        .margin_bottom((height - HEAD - format.height) * FINE)
         .set_label_area_size(LabelAreaPosition::Left, left * FINE)
         .set_label_area_size(LabelAreaPosition::Bottom, 24 * FINE)
         .build_cartesian_2d(x, y)?;
@@ -128,10 +130,21 @@ fn draw(
     let at = |x: f64, y: f64| chart.backend_coord(&(x, y));
 
     let label = title(&curve.y);
-    root.draw(&Text::new(clean(&label), (4 * FINE, 2 * FINE), text(HPos::Left, VPos::Top)))?;
+    root.draw(&Text::new(
+        clean(&label),
+        (4 * FINE, FINE),
+        text(HPos::Left, VPos::Top),
+    ))?;
     let label = title(&curve.x);
-    let place = ((left + width - 18) / 2 * FINE, (ROW + format.height + 2) * FINE);
-    root.draw(&Text::new(clean(&label), place, text(HPos::Center, VPos::Top)))?;
+    let place = (
+        (left + width - right) / 2 * FINE,
+        (HEAD + format.height + 2) * FINE,
+    );
+    root.draw(&Text::new(
+        clean(&label),
+        place,
+        text(HPos::Center, VPos::Top),
+    ))?;
 
     for (series, line) in curve.lines.iter().enumerate() {
         band(&root, line, series, &at)?;
@@ -140,7 +153,10 @@ fn draw(
         let path: Vec<Place> = joined(&line.points, line.style)
             .map(|(x, y)| at(x, y))
             .collect();
-        root.draw(&PathElement::new(thin(&path), dashed(series).stroke_width(2 * FINE as u32)))?;
+        root.draw(&PathElement::new(
+            thin(&path),
+            dashed(series).stroke_width(2 * FINE as u32),
+        ))?;
         let points: Vec<Place> = line.points.iter().map(|&(x, y)| at(x, y)).collect();
         for place in sign_places(&points, line.style, series) {
             draw_sign(&root, place, series, true)?;
@@ -148,14 +164,36 @@ fn draw(
     }
     for mark in &curve.points {
         let series = legend.series(&mark.label);
+        let aside = aside(curve, mark);
+        let at = |y: f64| {
+            let (x, y) = at(mark.x, y);
+            (x + aside, y)
+        };
         if let Some((low, high)) = mark.interval {
-            interval(&root, at(mark.x, low), at(mark.x, high), series)?;
+            interval(&root, at(low), at(high), series)?;
         }
-        draw_sign(&root, at(mark.x, mark.y), series, false)?;
+        draw_sign(&root, at(mark.y), series, false)?;
     }
-    legend.draw(&root, ROW + format.height + ROW + 6)?;
+    legend.draw(&root, HEAD + format.height + FOOT)?;
     root.present()?;
     Ok(())
+}
+
+/// How far a point is set aside, so that points of several labels at one x can be told apart.
+fn aside(curve: &Curve, mark: &Mark) -> i32 {
+    let mut labels: Vec<&str> = Vec::new();
+    for other in curve.points.iter().filter(|it| it.x == mark.x) {
+        if !labels.contains(&&*other.label) {
+            labels.push(&other.label);
+        }
+    }
+    let rank = labels.iter().take_while(|it| **it != mark.label).count() as i32;
+    (2 * rank + 1 - labels.len() as i32) * (SIGN + 2) * FINE
+}
+
+/// The width of so many letters.
+fn letters(count: usize) -> i32 {
+    count as i32 * LETTER / 10
 }
 
 fn rulers(curve: &Curve, format: Format) -> (Ruler, Ruler) {
@@ -315,7 +353,7 @@ impl<'c> Legend<'c> {
         for name in names {
             let rows = wrapped(name, letters);
             let longest = rows.iter().map(|it| it.chars().count()).max().unwrap_or(0);
-            let needed = SWATCH + 24 + longest as i32 * LETTER / 10;
+            let needed = SWATCH + 24 + self::letters(longest);
             if x > 0 && x + needed > width + 16 {
                 (x, y, tallest) = (0, y + tallest, 0);
             }
@@ -343,7 +381,10 @@ impl<'c> Legend<'c> {
             let is_line = series < self.lines;
             if is_line {
                 let style = dashed(series).stroke_width(2 * FINE as u32);
-                root.draw(&PathElement::new([(x, y), (x + (SWATCH - 8) * FINE, y)], style))?;
+                root.draw(&PathElement::new(
+                    [(x, y), (x + (SWATCH - 8) * FINE, y)],
+                    style,
+                ))?;
             } else {
                 let (low, high) = (y + 8 * FINE, y - 8 * FINE);
                 interval(root, (middle.0, low), (middle.0, high), series)?;
@@ -351,7 +392,11 @@ impl<'c> Legend<'c> {
             draw_sign(root, middle, series, is_line)?;
             for (index, row) in rows.iter().enumerate() {
                 let place = (x + SWATCH * FINE, y + index as i32 * ROW * FINE);
-                root.draw(&Text::new(clean(row), place, text(HPos::Left, VPos::Center)))?;
+                root.draw(&Text::new(
+                    clean(row),
+                    place,
+                    text(HPos::Left, VPos::Center),
+                ))?;
             }
         }
         Ok(())
