@@ -422,3 +422,150 @@ fn wrapped(text: &str, letters: usize) -> Vec<String> {
     }
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Axis, Mark, Scale};
+
+    fn curve() -> Curve {
+        Curve {
+            caption: "c".into(),
+            x: Axis::new("epsilon", "1/255").between(0.0, 10.0),
+            y: Axis::new("accuracy", "%").between(0.0, 10.0),
+            lines: vec![Line {
+                band: vec![(0.0, 7.0, 9.0), (10.0, 3.0, 5.0)],
+                ..Line::step("steps", vec![(0.0, 8.0), (5.0, 4.0), (10.0, 4.0)])
+            }],
+            points: vec![Mark::new("fixed", 5.0, 6.0).within(5.0, 7.0)],
+        }
+    }
+
+    /// Every number pair of every path.
+    fn places(svg: &str) -> Vec<Vec<Place>> {
+        svg.split("points=\"")
+            .skip(1)
+            .map(|it| {
+                let pairs = it.split('"').next().unwrap().split_whitespace();
+                let number = |it: &str| it.parse::<i32>().unwrap();
+                pairs
+                    .map(|it| it.split_once(',').unwrap())
+                    .map(|(x, y)| (number(x), number(y)))
+                    .collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_step_holds_its_value_until_the_next_point() {
+        let svg = svg(&curve(), Format::WIDE, Ground::Page("wide")).unwrap();
+        let line = svg
+            .lines()
+            .find(|it| it.contains("polyline") && it.contains("var(--line-0)"))
+            .unwrap();
+        let [a, corner, b, c] = places(line)[0][..] else {
+            panic!("{line}");
+        };
+        assert_eq!((corner.0, corner.1), (b.0, a.1));
+        assert_eq!(b.1, c.1);
+        let (before, after) = (b.0 - a.0, c.0 - b.0);
+        assert!(
+            (before - after).abs() <= 1,
+            "5 lies between 0 and 10: {line}"
+        );
+    }
+
+    #[test]
+    fn a_drawing_names_its_axes_lines_and_points() {
+        let svg = svg(&curve(), Format::NARROW, Ground::File).unwrap();
+        for text in ["epsilon (1/255)", "accuracy (%)", "steps", "fixed", "10"] {
+            assert!(svg.contains(&format!("\n{text}\n</text>")), "{text}");
+        }
+        assert_eq!(
+            describe(&curve()),
+            "accuracy (%) over epsilon (1/255). steps: from 8 at 0 to 4 at 10. fixed: 6 [5, 7] at 5."
+        );
+    }
+
+    #[test]
+    fn thinning_keeps_ends_and_extremes_of_each_pixel() {
+        let path = [(0, 5), (1, 9), (2, 1), (3, 4), (4, 5), (12, 3), (13, 3)];
+        assert_eq!(
+            thin(&path),
+            [(0, 5), (1, 9), (2, 1), (4, 5), (12, 3), (13, 3)]
+        );
+        assert_eq!(thin(&[]), []);
+    }
+
+    #[test]
+    fn names_are_broken_between_words_or_else_cut() {
+        assert_eq!(wrapped("one two three", 8), ["one two", "three"]);
+        assert_eq!(wrapped("abcdefgh", 3), ["abc", "def", "gh"]);
+        assert_eq!(wrapped("", 3), [""]);
+    }
+
+    #[test]
+    fn points_of_several_labels_at_one_x_stand_side_by_side() {
+        let mut curve = curve();
+        curve.points.push(Mark::new("other", 5.0, 6.0));
+        curve.points.push(Mark::new("other", 7.0, 6.0));
+        let aside: Vec<i32> = curve.points.iter().map(|it| aside(&curve, it)).collect();
+        assert_eq!(aside, [-60, 60, 0]);
+    }
+
+    fn axis() -> impl Strategy<Value = Axis> {
+        let scale = prop_oneof![Just(Scale::Linear), Just(Scale::Log)];
+        ("[a-z <&]{0,40}", scale).prop_map(|(label, scale)| Axis {
+            label,
+            scale,
+            ..Axis::default()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_drawn_outside_of_the_drawing(
+            x in axis(),
+            y in axis(),
+            names in prop::collection::vec("[a-z ]{0,80}", 1..4),
+            mut values in prop::collection::vec((-1e100..1e100f64, -1e100..1e100f64), 0..40),
+            shrink in -105..0i32,
+            format in prop_oneof![Just(Format::WIDE), Just(Format::NARROW)],
+            step: bool,
+        ) {
+            let above = |scale, it: f64| {
+                let it = it * 10f64.powi(shrink);
+                if scale == Scale::Log { it.abs().max(1e-99) } else { it }
+            };
+            for (to, up) in &mut values {
+                (*to, *up) = (above(x.scale, *to), above(y.scale, *up));
+            }
+            values.sort_by(|one, other| one.0.total_cmp(&other.0));
+            let points = values.iter().map(|it| Mark::new("m", it.0, it.1).within(it.1, it.1));
+            let curve = Curve {
+                points: points.collect(),
+                lines: names
+                    .into_iter()
+                    .map(|name| Line {
+                        name,
+                        points: values.clone(),
+                        style: if step { Stroke::Step } else { Stroke::Line },
+                        band: values.iter().map(|it| (it.0, it.1, it.1)).collect(),
+                    })
+                    .collect(),
+                x,
+                y,
+                ..Curve::default()
+            };
+            let svg = svg(&curve, format, Ground::File).unwrap();
+            let height: i32 = svg.split("height=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+            for (x, y) in places(&svg).into_iter().flatten() {
+                // A sign on the border reaches over it.
+                prop_assert!((0..=format.width * FINE).contains(&x), "{x}");
+                prop_assert!((0..=height * FINE).contains(&y), "{y}");
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The demonstration page as a browser shows it.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
 #[path = "../examples/page/demo.rs"]
 mod demo;
 

@@ -1,5 +1,7 @@
 //! What every reader of a page may rely on.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
 #[path = "../examples/page/demo.rs"]
 mod demo;
 

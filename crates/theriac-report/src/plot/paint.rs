@@ -190,6 +190,19 @@ mod tests {
     }
 
     #[test]
+    fn the_style_sheet_has_the_same_colours() {
+        let style = include_str!("../../templates/style.css");
+        for (index, colour) in COLOURS.iter().enumerate() {
+            assert!(
+                style.contains(&format!("--line-{index}: {colour};")),
+                "{index}"
+            );
+            let of_both_grounds = style.matches(&format!("--line-{index}: ")).count();
+            assert_eq!(of_both_grounds, 2, "{index}");
+        }
+    }
+
+    #[test]
     fn no_two_of_the_first_series_look_alike() {
         let looks = |series: usize| {
             let colour = COLOURS[series % COLOURS.len()];
@@ -204,14 +217,11 @@ mod tests {
                 assert_ne!(looks(one), looks(other));
             }
         }
-        for one in 0..6 {
-            for other in 0..one {
-                assert_ne!(
-                    DASHES[one], DASHES[other],
-                    "dashes alone tell six lines apart"
-                );
-                assert_ne!(sign(one), sign(other));
-            }
+        // Without colour, dashes alone and signs alone tell six series apart.
+        let plain = |series: usize| (DASHES[series], sign(series));
+        for (one, other) in (0..6).flat_map(|one| (0..one).map(move |other| (one, other))) {
+            assert_ne!(plain(one).0, plain(other).0);
+            assert_ne!(plain(one).1, plain(other).1);
         }
     }
 }
