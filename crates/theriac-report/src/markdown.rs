@@ -59,8 +59,6 @@ impl Page {
 struct Writer {
     text: String,
     files: Vec<(String, Vec<u8>)>,
-    /// The anchor of the section, after which its files are called.
-    section: String,
 }
 
 impl Writer {
@@ -71,11 +69,7 @@ impl Writer {
 
     /// Keeps a file and returns its path.
     fn file(&mut self, extension: &str, bytes: Vec<u8>) -> String {
-        let path = format!(
-            "{IMAGES}/{}-{}.{extension}",
-            self.section,
-            self.files.len() + 1
-        );
+        let path = format!("{IMAGES}/{}.{extension}", self.files.len() + 1);
         self.files.push((path.clone(), bytes));
         path
     }
@@ -97,7 +91,6 @@ impl Writer {
     }
 
     fn section(&mut self, section: &Section) -> Result<()> {
-        self.section.clone_from(&section.id);
         if section.id != anchor(&section.title) {
             self.paragraph(&place(&section.id));
         }

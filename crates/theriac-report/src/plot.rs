@@ -40,11 +40,8 @@ impl Format {
 
 const LETTERS: i32 = 13;
 /// A letter's width on average, in tenths of a pixel, rather too wide.
-const LETTER: i32 = 70;
+const LETTER: i32 = 78;
 const ROW: i32 = 20;
-/// Above the drawing, for the name of y; and under it, for that of x.
-const HEAD: i32 = 26;
-const FOOT: i32 = 26;
 const SIGN: i32 = 4;
 const SWATCH: i32 = 36;
 /// Signs along a line of many points.
@@ -56,14 +53,13 @@ type Place = (i32, i32);
 
 /// The curve as SVG.
 pub(crate) fn svg(curve: &Curve, format: Format, ground: Ground) -> Result<String> {
-    let legend = Legend::new(curve, format.width - 8);
-    let size = (format.width, HEAD + format.height + FOOT + legend.height);
+    let plan = Plan::new(curve, format);
     let mut out = String::new();
-    draw(&mut out, curve, format, size, &legend).map_err(|error| Error::Plot {
+    draw(&mut out, curve, format, &plan).map_err(|error| Error::Plot {
         name: curve.caption.clone(),
         reason: error.to_string(),
     })?;
-    Ok(paint(&out, size, &describe(curve), ground))
+    Ok(paint(&out, plan.size, &describe(curve), ground))
 }
 
 /// What there is to see, for those who do not see it.
@@ -100,22 +96,48 @@ fn title(axis: &crate::Axis) -> String {
     }
 }
 
-fn draw(
-    out: &mut String,
-    curve: &Curve,
-    format: Format,
-    (width, height): (i32, i32),
-    legend: &Legend<'_>,
-) -> Drawn {
+/// What stands where, from above: the name of y, the drawing, the name of x, the legend.
+struct Plan<'c> {
+    y: Vec<String>,
+    /// Where the drawing begins and ends.
+    top: i32,
+    bottom: i32,
+    x: Vec<String>,
+    legend: Legend<'c>,
+    size: (i32, i32),
+}
+
+impl<'c> Plan<'c> {
+    fn new(curve: &'c Curve, format: Format) -> Self {
+        let width = format.width - 8;
+        let name = |axis| wrapped(&title(axis), (width * 10 / LETTER) as usize);
+        let (y, x) = (name(&curve.y), name(&curve.x));
+        let top = y.len() as i32 * ROW + 6;
+        let bottom = top + format.height;
+        let legend = Legend::new(curve, width, bottom + x.len() as i32 * ROW + 6);
+        let size = (format.width, legend.bottom);
+        Self {
+            y,
+            top,
+            bottom,
+            x,
+            legend,
+            size,
+        }
+    }
+}
+
+fn draw(out: &mut String, curve: &Curve, format: Format, plan: &Plan<'_>) -> Drawn {
+    let (width, height) = plan.size;
     let root = SVGBackend::with_string(out, ((width * FINE) as u32, (height * FINE) as u32))
         .into_drawing_area();
     let (x, y) = rulers(curve, format);
     let left = (letters(y.widest()) + 14).max(30);
     let right = (letters(x.widest()) / 2 + 4).max(18);
     let mut chart = ChartBuilder::on(&root)
-        .margin_top(HEAD * FINE)
+        .margin_top(plan.top * FINE)
         .margin_right(right * FINE)
-        .margin_bottom((height - HEAD - format.height) * FINE)
+        .margin_bottom((height - plan.bottom) * FINE)
         .set_label_area_size(LabelAreaPosition::Left, left * FINE)
         .set_label_area_size(LabelAreaPosition::Bottom, 24 * FINE)
         .build_cartesian_2d(x, y)?;
@@ -129,22 +151,17 @@ fn draw(
         .draw()?;
     let at = |x: f64, y: f64| chart.backend_coord(&(x, y));
 
-    let label = title(&curve.y);
-    root.draw(&Text::new(
-        clean(&label),
-        (4 * FINE, FINE),
-        text(HPos::Left, VPos::Top),
-    ))?;
-    let label = title(&curve.x);
-    let place = (
-        (left + width - right) / 2 * FINE,
-        (HEAD + format.height + 2) * FINE,
-    );
-    root.draw(&Text::new(
-        clean(&label),
-        place,
-        text(HPos::Center, VPos::Top),
-    ))?;
+    for (index, row) in (0..).zip(&plan.y) {
+        let place = (4 * FINE, (index * ROW + 1) * FINE);
+        root.draw(&Text::new(clean(row), place, text(HPos::Left, VPos::Top)))?;
+    }
+    for (index, row) in (0..).zip(&plan.x) {
+        let place = (
+            (left + width - right) / 2 * FINE,
+            (plan.bottom + index * ROW + 2) * FINE,
+        );
+        root.draw(&Text::new(clean(row), place, text(HPos::Center, VPos::Top)))?;
+    }
 
     for (series, line) in curve.lines.iter().enumerate() {
         band(&root, line, series, &at)?;
@@ -163,7 +180,7 @@ fn draw(
         }
     }
     for mark in &curve.points {
-        let series = legend.series(&mark.label);
+        let series = plan.legend.series(&mark.label);
         let aside = aside(curve, mark);
         let at = |y: f64| {
             let (x, y) = at(mark.x, y);
@@ -174,7 +191,7 @@ fn draw(
         }
         draw_sign(&root, at(mark.y), series, false)?;
     }
-    legend.draw(&root, HEAD + format.height + FOOT)?;
+    plan.legend.draw(&root)?;
     root.present()?;
     Ok(())
 }
@@ -336,11 +353,11 @@ struct Legend<'c> {
     /// Name, its rows of text, and the left upper corner.
     entries: Vec<(&'c str, Vec<String>, Place)>,
     lines: usize,
-    height: i32,
+    bottom: i32,
 }
 
 impl<'c> Legend<'c> {
-    fn new(curve: &'c Curve, width: i32) -> Self {
+    fn new(curve: &'c Curve, width: i32, top: i32) -> Self {
         let mut names: Vec<&str> = curve.lines.iter().map(|it| &*it.name).collect();
         for mark in &curve.points {
             if !names[curve.lines.len()..].contains(&&*mark.label) {
@@ -348,7 +365,7 @@ impl<'c> Legend<'c> {
             }
         }
         let letters = ((width - SWATCH - 8) * 10 / LETTER).max(1) as usize;
-        let (mut x, mut y, mut tallest) = (0, 0, 0);
+        let (mut x, mut y, mut tallest) = (0, top, 0);
         let mut entries = Vec::new();
         for name in names {
             let rows = wrapped(name, letters);
@@ -364,7 +381,7 @@ impl<'c> Legend<'c> {
         Self {
             entries,
             lines: curve.lines.len(),
-            height: y + tallest + 4,
+            bottom: y + tallest + 4,
         }
     }
 
@@ -374,9 +391,9 @@ impl<'c> Legend<'c> {
         self.lines + labels.take_while(|it| it.0 != label).count()
     }
 
-    fn draw(&self, root: &Area<'_>, top: i32) -> Drawn {
+    fn draw(&self, root: &Area<'_>) -> Drawn {
         for (series, (_, rows, (x, y))) in self.entries.iter().enumerate() {
-            let (x, y) = ((x + 4) * FINE, (y + top + ROW / 2) * FINE);
+            let (x, y) = ((x + 4) * FINE, (y + ROW / 2) * FINE);
             let middle = (x + (SWATCH - 8) / 2 * FINE, y);
             let is_line = series < self.lines;
             if is_line {

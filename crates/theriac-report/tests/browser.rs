@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
+mod common;
 #[path = "../examples/page/demo.rs"]
 mod demo;
 
@@ -128,4 +129,17 @@ fn the_page_fits_and_can_be_read_on_both_widths_and_grounds() {
             [1280, 390].map(|width| format!("{width} px: 2 plots, 10 pictures, ground {ground}"));
         assert_eq!(found["seen"], serde_json::json!(seen));
     }
+}
+
+#[test]
+#[ignore = "needs chromium; run by `cargo test -p theriac-report --test browser -- --ignored`"]
+fn words_without_end_do_not_widen_the_page() {
+    let dir = tempfile::tempdir().unwrap();
+    common::filled(&"endless".repeat(40))
+        .write(dir.path())
+        .unwrap();
+    fs::write(dir.path().join("wrapper.html"), WRAPPER).unwrap();
+    let (found, complaints) = look(dir.path(), false);
+    assert_eq!(complaints, "");
+    assert_eq!(found["found"], serde_json::json!([]));
 }

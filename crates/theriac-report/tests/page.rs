@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
 
+mod common;
 #[path = "../examples/page/demo.rs"]
 mod demo;
 
@@ -9,7 +10,7 @@ use std::fs;
 
 use theriac_report::{
     Axis, Bar, Bars, Block, Cell, Check, Curve, Details, Error, Finding, Head, ImageRow, Images,
-    Kind, Line, Mark, Page, Picture, Section, Table, Verdict,
+    Kind, Line, Mark, Page, Picture, Section, Table,
 };
 
 fn page(blocks: Vec<Block>) -> Page {
@@ -32,62 +33,7 @@ fn refusal(page: &Page) -> String {
 #[test]
 fn no_text_becomes_a_tag() {
     let evil = "<script>alert('\"')</script>";
-    let cell = || Cell::new(evil).of_kind(Kind::Bad);
-    let page = Page {
-        title: evil.into(),
-        subtitle: evil.into(),
-        verdict: Some(Verdict {
-            reasons: vec![evil.into()],
-            next: Some(evil.into()),
-            ..Verdict::new(Kind::Bad, evil, evil)
-        }),
-        sections: vec![
-            Section::new(
-                evil,
-                vec![
-                    Block::Text(evil.into()),
-                    Block::Code(evil.into()),
-                    Block::Facts(vec![theriac_report::Fact::new(evil, evil)]),
-                    Block::Table(Table {
-                        caption: evil.into(),
-                        heads: vec![Head::text(evil), Head::number(evil)],
-                        rows: vec![vec![cell(), cell()]],
-                        note: evil.into(),
-                    }),
-                    Block::Checks(vec![
-                        Check::new(1, evil, Finding::new(Kind::Bad, evil), evil),
-                        Check::new(2, evil, Finding::new(Kind::Good, evil), evil),
-                    ]),
-                    Block::Curve(Curve {
-                        caption: evil.into(),
-                        x: Axis::new(evil, evil),
-                        y: Axis::new(evil, evil),
-                        lines: vec![Line::new(evil, vec![(0.0, 0.0)])],
-                        points: vec![Mark::new(evil, 0.0, 0.0)],
-                    }),
-                    Block::Bars(Bars {
-                        caption: evil.into(),
-                        unit: evil.into(),
-                        bars: vec![Bar::new(evil, 1.0)],
-                        full: None,
-                    }),
-                    Block::Images(Images {
-                        caption: evil.into(),
-                        columns: vec![evil.into()],
-                        rows: vec![ImageRow::new(
-                            evil,
-                            vec![Picture::grey(1, 1, vec![0]).with_alt(evil)],
-                        )],
-                    }),
-                    Block::Details(Details {
-                        summary: evil.into(),
-                        blocks: vec![Block::Text(evil.into())],
-                    }),
-                ],
-            ),
-            Section::new("two", vec![]),
-        ],
-    };
+    let page = common::filled(evil);
     let html = page.html().unwrap();
     assert!(
         !html.contains("<script") && !html.contains("alert('"),
