@@ -15,7 +15,8 @@ pub struct Curve {
     /// The lines.
     #[serde(default)]
     pub lines: Vec<Line>,
-    /// Points of their own over the lines: measurements at a fixed epsilon.
+    /// Points of their own over the lines: measurements at a fixed epsilon. Those of several labels
+    /// at one x are drawn side by side.
     #[serde(default)]
     pub points: Vec<Mark>,
 }

