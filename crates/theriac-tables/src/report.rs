@@ -111,7 +111,7 @@ impl Page {
         if table.kind == Kind::Figure
             && let Some(svg) = plot::svg(results)?
         {
-            let name = format!("{}/{}.svg", self.paper, table.id);
+            let name = format!("{}/{}-{}.svg", self.paper, table.id, results.scale);
             let alt = table.plot.as_ref().map_or(&table.title, |plot| &plot.title);
             let _ = write!(self.markdown, "![{}]({name})\n\n", escape(alt));
             self.drawings.push((name, svg));
@@ -121,7 +121,8 @@ impl Page {
             return Ok(());
         }
         let mut notes = Notes {
-            prefix: table.id.clone(),
+            // Pages of several scales may be joined.
+            prefix: format!("{}-{}", results.scale, table.id),
             ..Notes::default()
         };
         for (index, reading) in table.readings.iter().enumerate() {
