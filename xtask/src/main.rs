@@ -4,6 +4,7 @@
 
 mod bench;
 mod new;
+mod page;
 mod reproduce;
 mod root;
 mod tidy;
