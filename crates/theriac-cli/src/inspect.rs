@@ -54,7 +54,9 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let about = saved.about().clone();
     let normalisation = match (about.get("mean"), about.get("std")) {
         (Some(mean), Some(std)) => format!("mean {mean}, deviation {std}"),
-        _ => "not stated: none if trained on pixels in [0, 1], else give --mean and --std".to_owned(),
+        _ => {
+            "not stated: none if trained on pixels in [0, 1], else give --mean and --std".to_owned()
+        }
     };
     // The last bias or matrix tells the number of classes.
     let mut classes: Vec<usize> = tensors
@@ -93,13 +95,19 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     }
     println!("{}", told.file);
     println!("  SHA-256        {}", told.sha256);
-    println!("  parameters     {} in {} tensors", told.parameters, told.tensors.len());
+    println!(
+        "  parameters     {} in {} tensors",
+        told.parameters,
+        told.tensors.len()
+    );
     println!("  normalisation  {}", told.normalisation);
     for (name, value) in &told.about {
         println!("  {name:14} {value}");
     }
     match told.fits.is_empty() {
-        true => println!("  fits           no known network as it is; `theriac convert` may rename"),
+        true => {
+            println!("  fits           no known network as it is; `theriac convert` may rename")
+        }
         false => println!("  fits           {}", told.fits.join(", ")),
     }
     for (name, shape) in &told.tensors {

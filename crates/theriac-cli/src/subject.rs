@@ -107,10 +107,13 @@ pub(crate) fn open(
     let spec = arch(&name, classes)?;
     let params = Params::new(0, dtype, device);
     let network = spec.build(&Plain, params.frozen())?;
-    params
-        .restore(&saved, "")
-        .with_context(|| format!("{} is not a {name}; see `theriac inspect` for what it holds, and \
-             `theriac convert` for weights from PyTorch", path.display()))?;
+    params.restore(&saved, "").with_context(|| {
+        format!(
+            "{} is not a {name}; see `theriac inspect` for what it holds, and \
+             `theriac convert` for weights from PyTorch",
+            path.display()
+        )
+    })?;
     ensure!(
         network.classes() == classes,
         "{name} tells {} classes apart, the data have {classes}: choose another network or other \
@@ -177,7 +180,9 @@ fn from_set(options: &DataOptions) -> Result<Images> {
     };
     let name = options.data.as_str();
     let files = resolve(name, &places).with_context(|| {
-        format!("--data {name}; `--data {name}:sample` takes the images in the program, if it has any")
+        format!(
+            "--data {name}; `--data {name}:sample` takes the images in the program, if it has any"
+        )
     })?;
     let paths = |role| files.paths(Split::Test, role);
     let (images, labels) = (paths(Role::Images), paths(Role::Labels));
@@ -203,13 +208,23 @@ fn from_file(path: &Path) -> Result<Images> {
         path.display(),
         labels.len()
     );
-    let classes = labels.iter().copied().max().map_or(1, |most| usize::from(most) + 1);
+    let classes = labels
+        .iter()
+        .copied()
+        .max()
+        .map_or(1, |most| usize::from(most) + 1);
     let classes = match saved.about().get("classes") {
         Some(text) => text.parse().with_context(|| format!("classes = {text}"))?,
         None => classes,
     };
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    Ok(Images::new(&name, saved.u8("images")?, labels, [c, h, w], classes)?)
+    Ok(Images::new(
+        &name,
+        saved.u8("images")?,
+        labels,
+        [c, h, w],
+        classes,
+    )?)
 }
 
 /// SHA-256 of images, labels and ids.

@@ -16,13 +16,13 @@ use crate::interval::Accuracy;
 /// Rounding of `x + eps` in f32; for an L2 radius above 1, relative to it.
 const BOUND_SLACK: f64 = 1e-6;
 /// Share of images with a zero gradient above which the attack saw no model.
-const FLAT_SHARE: f64 = 0.05;
+pub(crate) const FLAT_SHARE: f64 = 0.05;
 /// Largest difference between the logits of two passes over one image.
-const DRIFT: f64 = 1e-4;
+pub(crate) const DRIFT: f64 = 1e-4;
 /// Share of images by which a comparison of two attacks may go the wrong way.
-const TOLERANCE: f64 = 0.002;
+pub(crate) const TOLERANCE: f64 = 0.002;
 /// Largest pixel of data that was divided by 255 twice, with room to spare.
-const DARK: f64 = 1.0 / 64.0;
+pub(crate) const DARK: f64 = 1.0 / 64.0;
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -30,6 +30,8 @@ const DARK: f64 = 1.0 / 64.0;
 pub enum Finding {
     /// Nothing wrong.
     Passed,
+    /// Nothing to judge: a fact that belongs beside the number.
+    Stated,
     /// The check says nothing about this attack.
     NotApplicable,
     /// Switched off.
@@ -43,7 +45,7 @@ pub enum Finding {
 impl Finding {
     pub(crate) fn verdict(self) -> Verdict {
         match self {
-            Self::Passed | Self::NotApplicable | Self::NotRun => Verdict::Reliable,
+            Self::Passed | Self::Stated | Self::NotApplicable | Self::NotRun => Verdict::Reliable,
             Self::Questionable => Verdict::Questionable,
             Self::Invalid => Verdict::Invalid,
         }
@@ -54,6 +56,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Passed => "passed",
+            Self::Stated => "stated",
             Self::NotApplicable => "not applicable",
             Self::NotRun => "not run",
             Self::Questionable => "questionable",
@@ -187,6 +190,12 @@ pub(crate) fn input_range((min, max): (f64, f64)) -> Check {
     )
 }
 
+/// The largest distance that still counts as inside a ball.
+pub(crate) fn edge(budget: Budget) -> f64 {
+    let eps = budget.eps().get();
+    eps + BOUND_SLACK * eps.max(1.0)
+}
+
 /// What the attack returned lies in the ball and in [0, 1]. `worst` is (sample, distance).
 pub(crate) fn bound(budget: Budget, worst: (u32, f64), (min, max): (f64, f64)) -> Check {
     let eps = budget.eps().get();
@@ -195,7 +204,7 @@ pub(crate) fn bound(budget: Budget, worst: (u32, f64), (min, max): (f64, f64)) -
         let detail = format!("the attack returned pixels in [{min}, {max}], expected [0, 1]");
         return Check::new(BOUND, Finding::Invalid, detail);
     }
-    let within = spent <= eps + BOUND_SLACK * eps.max(1.0);
+    let within = spent <= edge(budget);
     let (finding, verb) = if within {
         (Finding::Passed, "at most")
     } else {

@@ -124,7 +124,9 @@ fn measured(robust: &Robust) -> Measured {
         outcome: match check.finding {
             Finding::Passed => CheckOutcome::Passed,
             Finding::Questionable | Finding::Invalid => CheckOutcome::Failed,
-            Finding::NotApplicable | Finding::NotRun => CheckOutcome::NotApplicable,
+            Finding::Stated | Finding::NotApplicable | Finding::NotRun => {
+                CheckOutcome::NotApplicable
+            }
         },
         detail: check.detail.clone(),
     });

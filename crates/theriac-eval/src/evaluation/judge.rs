@@ -1,4 +1,4 @@
-//! From facts to findings. Thresholds stand here alone.
+//! From facts to findings. Thresholds stand here and in `checks`.
 
 use theriac::Norm;
 use theriac_attacks::{Access, Declare};
@@ -8,22 +8,13 @@ use super::facts::{Attacked, Clean, Facts};
 use super::plan::{Plan, Role, Stage, access};
 use super::store::Manifest;
 use super::table::{Image, Table};
+use crate::checks::{DARK, DRIFT, FLAT_SHARE, TOLERANCE, edge};
 use crate::{Check, Finding};
 
-/// Rounding of `x + eps` in f32; for an L2 radius above 1, relative to it.
-const SLACK: f64 = 1e-6;
-/// Largest difference between the logits of two passes over one image.
-const DRIFT: f64 = 1e-4;
-/// Largest pixel of data that was divided by 255 twice, with room to spare.
-const DARK: f64 = 1.0 / 64.0;
-/// Share of images with a vanished gradient.
-const FLAT: f64 = 0.05;
 /// A gradient so much smaller than the median is none.
 const FLAT_RATIO: f64 = 1e-12;
 /// Cosine between autodiff and finite differences, in the median.
 const COSINE: f64 = 0.9;
-/// Share of images by which a weaker attack may do better.
-const BETTER: f64 = 0.002;
 /// Share of images that more steps may add.
 const MORE: f64 = 0.005;
 /// Share of images that resist at a larger epsilon and not at a smaller.
@@ -87,7 +78,7 @@ impl Known<'_> {
             .of(role)
             .into_iter()
             .filter(|(position, fact)| {
-                let near = role != Role::Nearest || fact.distance <= self.edge();
+                let near = role != Role::Nearest || fact.distance <= edge(self.plan().budget);
                 fact.correct < 0.5 && near && missed(*position)
             })
             .map(|(position, _)| position)
@@ -95,11 +86,6 @@ impl Known<'_> {
         beyond.sort_unstable();
         beyond.dedup();
         beyond
-    }
-
-    fn edge(&self) -> f64 {
-        let eps = self.plan().budget.eps().get();
-        eps + SLACK * eps.max(1.0)
     }
 }
 
@@ -159,6 +145,10 @@ fn passed(name: &'static str, detail: String) -> Check {
     Check::new(name, Finding::Passed, detail)
 }
 
+fn stated(name: &'static str, detail: String) -> Check {
+    Check::new(name, Finding::Stated, detail)
+}
+
 fn graded(name: &'static str, finding: Finding, detail: String) -> Check {
     Check::new(name, finding, detail)
 }
@@ -173,9 +163,12 @@ fn threat(known: &Known<'_>) -> Check {
         Some(Access::Decisions) => "decisions",
         None => "nothing",
     };
-    passed(
+    stated(
         c::THREAT,
-        format!("{}, {knowledge}, untargeted away from the label", plan.budget),
+        format!(
+            "{}, {knowledge}, untargeted away from the label",
+            plan.budget
+        ),
     )
 }
 
@@ -195,7 +188,7 @@ fn range(known: &Known<'_>) -> Check {
 }
 
 fn bound(known: &Known<'_>) -> Check {
-    let (eps, edge) = (known.plan().budget.eps().get(), known.edge());
+    let (eps, edge) = (known.plan().budget.eps().get(), edge(known.plan().budget));
     let roles = known.plan().stages.iter().map(|stage| stage.role);
     let mut worst: Option<(u32, f64)> = None;
     let mut outside = None;
@@ -241,7 +234,9 @@ fn deterministic(known: &Known<'_>) -> Check {
         true => graded(
             c::DETERMINISTIC,
             Finding::Questionable,
-            format!("{detail}: the model is randomised, and an attacker may average over more draws"),
+            format!(
+                "{detail}: the model is randomised, and an attacker may average over more draws"
+            ),
         ),
         false => passed(c::DETERMINISTIC, detail),
     }
@@ -277,7 +272,10 @@ fn gradients(known: &Known<'_>) -> Check {
         all.sort_by(f64::total_cmp);
         let floor = FLAT_RATIO * all[n / 2];
         let zero = right.iter().filter(|fact| slope(fact) == 0.0).count();
-        (zero, right.iter().filter(|fact| slope(fact) <= floor).count())
+        (
+            zero,
+            right.iter().filter(|fact| slope(fact) <= floor).count(),
+        )
     };
     let (zero_entropy, flat_entropy) = flat(|fact| fact.cross_entropy_slope);
     let (zero_margin, flat_margin) = flat(|fact| fact.margin_slope);
@@ -289,10 +287,17 @@ fn gradients(known: &Known<'_>) -> Check {
         }
     }
     let share = |count: usize| count as f64 / n as f64;
-    let during = if taken == 0 { 0.0 } else { zero as f64 / taken as f64 };
-    let finding = if zero_margin > 0 && share(flat_margin) > FLAT {
+    let during = if taken == 0 {
+        0.0
+    } else {
+        zero as f64 / taken as f64
+    };
+    let finding = if zero_margin > 0 && share(flat_margin) > FLAT_SHARE {
         Finding::Invalid
-    } else if zero_margin > 0 || share(flat_entropy.max(zero_entropy)) > FLAT || during > FLAT {
+    } else if zero_margin > 0
+        || share(flat_entropy.max(zero_entropy)) > FLAT_SHARE
+        || during > FLAT_SHARE
+    {
         Finding::Questionable
     } else {
         Finding::Passed
@@ -354,14 +359,17 @@ fn one_step(known: &Known<'_>) -> Check {
     let n = shadow.len();
     let by_one = shadow.iter().filter(|(_, fact)| fact.correct < 0.5);
     let missed = match known.plan().draws {
-        1 => by_one.clone().filter(|(at, _)| iterated(*at) >= 0.5).count(),
+        1 => by_one
+            .clone()
+            .filter(|(at, _)| iterated(*at) >= 0.5)
+            .count(),
         // Shares of few draws cross one half by chance; their sum does not.
         _ => {
             let ahead = shadow.iter().map(|(at, fact)| iterated(*at) - fact.correct);
             ahead.sum::<f64>().max(0.0).round() as usize
         }
     };
-    let finding = match more_than(missed, n, BETTER) {
+    let finding = match more_than(missed, n, TOLERANCE) {
         true => Finding::Invalid,
         false => Finding::Passed,
     };
@@ -381,7 +389,9 @@ fn reach(known: &Known<'_>) -> Check {
             Some((stage.name.clone(), declared.reach?))
         })
         .collect();
-    let short = reaches.iter().find(|(_, reach)| *reach < eps * (1.0 - 1e-9));
+    let short = reaches
+        .iter()
+        .find(|(_, reach)| *reach < eps * (1.0 - 1e-9));
     match (reaches.is_empty(), short) {
         (true, _) => Check::not_applicable(c::REACH, "the attacks choose their step sizes"),
         (_, Some((name, reach))) => graded(
@@ -398,7 +408,10 @@ fn steps(known: &Known<'_>) -> Check {
         return Check::not_run(c::STEPS);
     }
     let (n, doubled) = (known.few(), known.of(Role::Doubled));
-    let gained = doubled.iter().filter(|(_, fact)| fact.correct < 0.5).count();
+    let gained = doubled
+        .iter()
+        .filter(|(_, fact)| fact.correct < 0.5)
+        .count();
     let resisting: Vec<u32> = doubled.iter().map(|(position, _)| *position).collect();
     let same = known.of(Role::Same).into_iter();
     let rising = same
@@ -429,7 +442,7 @@ fn starts(known: &Known<'_>) -> Check {
     let counts: Vec<usize> = (0..times).map(after).collect();
     let before = counts.iter().rev().nth(1).copied().unwrap_or(0);
     let last = counts.last().copied().unwrap_or(0) - before;
-    let finding = match more_than(last, n, BETTER) {
+    let finding = match more_than(last, n, TOLERANCE) {
         true => Finding::Questionable,
         false => Finding::Passed,
     };
@@ -447,9 +460,8 @@ fn larger(known: &Known<'_>) -> Check {
     if same.is_empty() || (larger.is_empty() && smaller.is_empty()) {
         return Check::not_applicable(c::LARGER, "the ball cannot be halved or doubled");
     }
-    let resists = |facts: &[(u32, &Attacked)]| -> f64 {
-        facts.iter().map(|(_, fact)| fact.correct).sum()
-    };
+    let resists =
+        |facts: &[(u32, &Attacked)]| -> f64 { facts.iter().map(|(_, fact)| fact.correct).sum() };
     let reversed = |near: &[(u32, &Attacked)], far: &[(u32, &Attacked)]| {
         let far: std::collections::BTreeMap<u32, f64> =
             far.iter().map(|(at, fact)| (*at, fact.correct)).collect();
@@ -460,8 +472,9 @@ fn larger(known: &Known<'_>) -> Check {
     };
     let n = same.len();
     let back = reversed(&smaller, &same) + reversed(&same, &larger);
-    let weaker = (!larger.is_empty() && resists(&larger) > resists(&same) + 1.0 + BETTER * n as f64)
-        || (!smaller.is_empty() && resists(&same) > resists(&smaller) + 1.0 + BETTER * n as f64);
+    let weaker = (!larger.is_empty()
+        && resists(&larger) > resists(&same) + 1.0 + TOLERANCE * n as f64)
+        || (!smaller.is_empty() && resists(&same) > resists(&smaller) + 1.0 + TOLERANCE * n as f64);
     let finding = match weaker || more_than(back, n, REVERSED) {
         true => Finding::Questionable,
         false => Finding::Passed,
@@ -506,7 +519,12 @@ fn queries(known: &Known<'_>) -> Check {
     let mut gained = known.beyond(Role::Decisions).len();
     let asked = known.of(Role::Decisions).len();
     let mut ran = asked > 0;
-    let n = known.table.images.iter().filter(|image| image.clean > 0.0).count();
+    let n = known
+        .table
+        .images
+        .iter()
+        .filter(|image| image.clean > 0.0)
+        .count();
     for stage in known.plan().of(Role::Cascade) {
         if matches!(access(stage), Some(Access::Scores | Access::Decisions)) {
             ran = true;
@@ -520,7 +538,7 @@ fn queries(known: &Known<'_>) -> Check {
     if !ran {
         return Check::not_run(c::QUERIES);
     }
-    let finding = match more_than(gained, n, BETTER) {
+    let finding = match more_than(gained, n, TOLERANCE) {
         true => Finding::Questionable,
         false => Finding::Passed,
     };
@@ -555,7 +573,7 @@ fn transfer(known: &Known<'_>) -> Check {
         known.beyond(Role::Transfer).len(),
         known.of(Role::Transfer).len(),
     );
-    let finding = match more_than(hits, n, BETTER) {
+    let finding = match more_than(hits, n, TOLERANCE) {
         true => Finding::Questionable,
         false => Finding::Passed,
     };
@@ -568,7 +586,7 @@ fn transfer(known: &Known<'_>) -> Check {
 
 fn images(known: &Known<'_>) -> Check {
     let n = known.table.images.len();
-    passed(c::IMAGES, format!("{n} images, each with every outcome"))
+    stated(c::IMAGES, format!("{n} images, each with every outcome"))
 }
 
 fn lost(known: &Known<'_>) -> Check {
@@ -579,7 +597,7 @@ fn lost(known: &Known<'_>) -> Check {
         .filter(|(_, fact)| fact.lost)
         .count();
     let detail = format!("{lost} successes were passed and given up by an attack; they count");
-    passed(c::LOST, detail)
+    stated(c::LOST, detail)
 }
 
 fn curve(known: &Known<'_>) -> Check {
@@ -587,9 +605,14 @@ fn curve(known: &Known<'_>) -> Check {
     if nearest.is_empty() {
         return Check::not_run(c::CURVE);
     }
-    let n = known.table.images.iter().filter(|image| image.clean > 0.0).count();
+    let n = known
+        .table
+        .images
+        .iter()
+        .filter(|image| image.clean > 0.0)
+        .count();
     let missed = known.beyond(Role::Nearest).len();
-    let finding = match more_than(missed, n, BETTER) {
+    let finding = match more_than(missed, n, TOLERANCE) {
         true => Finding::Questionable,
         false => Finding::Passed,
     };
@@ -618,13 +641,17 @@ fn quality(known: &Known<'_>) -> Check {
             for (position, fact) in known.facts.of(&stage.name) {
                 let known = known.image(position).and_then(|image| image.nearest);
                 best += known.unwrap_or(farthest);
-                found += if fact.correct < 0.5 { fact.distance } else { farthest };
+                found += if fact.correct < 0.5 {
+                    fact.distance
+                } else {
+                    farthest
+                };
             }
             let ratio = if found == 0.0 { 1.0 } else { best / found };
             format!("{} {ratio:.3}", stage.name)
         })
         .collect();
-    passed(c::QUALITY, ratios.join(", "))
+    stated(c::QUALITY, ratios.join(", "))
 }
 
 fn cost(known: &Known<'_>) -> Check {
@@ -635,7 +662,7 @@ fn cost(known: &Known<'_>) -> Check {
             gradients += fact.gradients;
         }
     }
-    passed(
+    stated(
         c::COST,
         format!("{gradients} forward and backward passes, {forwards} forward passes alone"),
     )
@@ -722,18 +749,24 @@ fn planted(known: &Known<'_>) -> Check {
 fn classes(known: &Known<'_>) -> Check {
     let classes = known.manifest.subject.classes;
     match classes < 4 {
-        true => passed(
+        true => stated(
             c::CLASSES,
             format!("{classes} classes: the plain margin takes the place of the ratio"),
         ),
-        false => passed(c::CLASSES, format!("{classes} classes: enough for every loss")),
+        false => stated(
+            c::CLASSES,
+            format!("{classes} classes: enough for every loss"),
+        ),
     }
 }
 
 fn size(known: &Known<'_>) -> Check {
     let n = known.table.images.len();
     let (low, high) = known.table.robust().interval();
-    let detail = format!("{n} images: 95 % interval of {:.1} points", 100.0 * (high - low));
+    let detail = format!(
+        "{n} images: 95 % interval of {:.1} points",
+        100.0 * (high - low)
+    );
     match n < SMALL {
         true => graded(c::SIZE, Finding::Questionable, format!("only {detail}")),
         false => passed(c::SIZE, detail),
@@ -742,7 +775,7 @@ fn size(known: &Known<'_>) -> Check {
 
 fn eight(known: &Known<'_>) -> Check {
     let (robust, rounded) = (known.table.robust(), known.table.robust_rounded());
-    passed(
+    stated(
         c::EIGHT,
         format!("robust accuracy {robust}; after rounding to 8 bits inside the ball {rounded}"),
     )
@@ -760,8 +793,8 @@ fn manifest(known: &Known<'_>) -> Check {
     .collect();
     let seed = subject.seed;
     match missing.is_empty() {
-        true => passed(c::MANIFEST, format!("complete; seed {seed}")),
-        false => passed(
+        true => stated(c::MANIFEST, format!("complete; seed {seed}")),
+        false => stated(
             c::MANIFEST,
             format!("seed {seed}; not given: {}", missing.join(", ")),
         ),
@@ -771,7 +804,7 @@ fn manifest(known: &Known<'_>) -> Check {
 fn aim(known: &Known<'_>) -> Check {
     let aim = "untargeted, away from the label";
     let roc = super::table::roc(known.plan(), known.facts, known.table);
-    passed(
+    stated(
         c::AIM,
         match roc {
             Some(roc) => format!(

@@ -28,6 +28,7 @@ pub use stages::Models;
 pub use store::{Manifest, Shard, Store, StoreError, Subject, read_manifest};
 pub use table::{Class, Curve, Image, Mark, Row, Table};
 
+use crate::checks::DRIFT;
 use crate::{Check, Finding, Mean, Roc, Verdict};
 
 /// How far a measurement is.
@@ -223,7 +224,7 @@ pub fn is_random<C: Classifier + ?Sized>(
     let two = scores(model, &few.pixels, &pass.fork(2))?;
     let mut rows = one.iter().zip(&two);
     Ok(rows.any(|(a, b)| {
-        let drift = a.iter().zip(b).any(|(a, b)| (a - b).abs() > 1e-4);
+        let drift = a.iter().zip(b).any(|(a, b)| (a - b).abs() > DRIFT);
         drift || largest(a) != largest(b)
     }))
 }
@@ -336,7 +337,7 @@ impl fmt::Display for Evaluation {
             self.verdict,
             self.checks.len()
         )?;
-        for finding in [Finding::NotApplicable, Finding::NotRun] {
+        for finding in [Finding::Stated, Finding::NotApplicable, Finding::NotRun] {
             let named = self.checks.iter().filter(|check| check.finding == finding);
             let names: Vec<&str> = named.map(|check| check.name).collect();
             if !names.is_empty() {

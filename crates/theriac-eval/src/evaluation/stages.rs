@@ -14,6 +14,7 @@ use super::facts::{Attacked, Clean};
 use super::plan::{Plan, Role, Stage};
 use super::slope;
 use crate::Detector;
+use crate::checks::edge;
 
 /// Randomness of predictions: not the attack's, which must not have seen the very noise that a
 /// randomised model is judged by.
@@ -21,8 +22,6 @@ const JUDGING: u64 = 0x5c0e_0000_0000_0000;
 const AGAIN: u64 = 0x5c0e_ffff_0000_0000;
 /// Randomness of further starts.
 const STARTS: u64 = 0x57a7_0000_0000_0000;
-/// Rounding of `x + eps` in f32.
-const SLACK: f64 = 1e-6;
 
 /// The models of an evaluation.
 #[derive(Clone, Copy)]
@@ -252,7 +251,7 @@ fn reported<C: Classifier + ?Sized, A: Attack<C>>(
     // A search for the smallest distance sees images far outside, a surrogate is fooled by others,
     // and the luckiest of many draws is no success.
     let judges_itself = !matches!(role, Role::Nearest | Role::Transfer | Role::Huge);
-    let edge = within(plan.budget);
+    let edge = edge(plan.budget);
     let lost: Vec<bool> = told
         .rows
         .iter()
@@ -271,11 +270,6 @@ fn reported<C: Classifier + ?Sized, A: Attack<C>>(
         fact.zero_gradients = row.work.zero_gradients;
     }
     Ok((facts, found))
-}
-
-fn within(budget: Budget) -> f64 {
-    let eps = budget.eps().get();
-    eps + SLACK * eps.max(1.0)
 }
 
 /// What can be said of attacked images from outside.
@@ -321,7 +315,7 @@ fn facts<C: Classifier + ?Sized>(
 /// The nearest images whose pixels are multiples of 1/255 and that stay in the ball, or, where
 /// the clean image has other pixels, as near as that allows.
 fn eight_bits(moved: &Pixels, clean: &Pixels, budget: Budget) -> Result<Pixels> {
-    let edge = within(budget);
+    let edge = edge(budget);
     let rows = |x: &Pixels| -> Result<Vec<Vec<f64>>> {
         Ok(x.tensor()
             .flatten_from(1)?
@@ -330,7 +324,11 @@ fn eight_bits(moved: &Pixels, clean: &Pixels, budget: Budget) -> Result<Pixels> 
     };
     let toward = |moved: f64, clean: f64| {
         let level = moved * 255.0;
-        let level = if moved > clean { level.floor() } else { level.ceil() };
+        let level = if moved > clean {
+            level.floor()
+        } else {
+            level.ceil()
+        };
         level / 255.0
     };
     let mut values = Vec::new();
@@ -415,12 +413,7 @@ fn noise<C: Classifier + ?Sized>(
     Ok((facts, found))
 }
 
-fn random_point(
-    clean: &Pixels,
-    budget: Budget,
-    corner: bool,
-    pass: &Pass<'_>,
-) -> Result<Pixels> {
+fn random_point(clean: &Pixels, budget: Budget, corner: bool, pass: &Pass<'_>) -> Result<Pixels> {
     let eps = budget.eps().get();
     let step = match budget.norm() {
         Norm::L2 => {

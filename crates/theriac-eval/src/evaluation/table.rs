@@ -8,10 +8,8 @@ use theriac_attacks::Declare;
 use super::facts::Facts;
 use super::plan::{Plan, Role};
 use super::store::Manifest;
+use crate::checks::edge;
 use crate::{Mean, Roc};
-
-/// Rounding of `x + eps` in f32; for an L2 radius above 1, relative to it.
-const SLACK: f64 = 1e-6;
 
 /// All that happened to one image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -135,7 +133,7 @@ impl Table {
                 zero_gradients: 0,
             };
             for (_, fact) in facts.of(&stage.name) {
-                let near = stage.role != Role::Nearest || fact.distance <= edge(plan);
+                let near = stage.role != Role::Nearest || fact.distance <= edge(plan.budget);
                 row.broken += usize::from(fact.correct < 0.5 && near);
                 row.forwards += fact.forwards;
                 row.gradients += fact.gradients;
@@ -222,10 +220,7 @@ impl Table {
             for stage in plan.of(role) {
                 let ball = stage.attack.as_ref().and_then(|a| a.declared().budget);
                 let Some(ball) = ball else { continue };
-                let few = self
-                    .images
-                    .iter()
-                    .filter(|image| image.position < plan.few);
+                let few = self.images.iter().filter(|image| image.position < plan.few);
                 let shares = few.map(|image| {
                     let fact = facts.attacked(&stage.name, image.position);
                     fact.map_or(0.0, |fact| fact.correct)
@@ -251,11 +246,6 @@ pub(crate) fn roc(plan: &Plan, facts: &Facts, table: &Table) -> Option<Roc> {
     });
     let broken: Vec<f64> = broken.collect();
     (!clean.is_empty() && !broken.is_empty()).then(|| Roc::of(&clean, &broken))
-}
-
-fn edge(plan: &Plan) -> f64 {
-    let eps = plan.budget.eps().get();
-    eps + SLACK * eps.max(1.0)
 }
 
 fn image(plan: &Plan, facts: &Facts, position: u32) -> Option<Image> {
@@ -288,7 +278,7 @@ fn image(plan: &Plan, facts: &Facts, position: u32) -> Option<Image> {
         if fact.correct < 0.5 && image.nearest.is_none_or(|near| fact.distance < near) {
             image.nearest = Some(fact.distance);
         }
-        if stage.role == Role::Nearest && fact.distance > edge(plan) {
+        if stage.role == Role::Nearest && fact.distance > edge(plan.budget) {
             continue;
         }
         if stage.role == Role::Cascade {
