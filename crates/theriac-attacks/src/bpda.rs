@@ -15,8 +15,9 @@ use theriac::{Classifier, Pass, Pixels, Result, vjp};
 ///
 /// ```
 /// # use theriac_attacks::Bpda;
+/// # use candle_core::Tensor;
 /// # fn around<C: theriac::Classifier>(model: C) {
-/// let rounds = |x: &candle_core::Tensor| Ok(((x * 255.0)?.round()? / 255.0)?);
+/// let rounds = |x: &Tensor| -> theriac::Result<Tensor> { Ok(((x * 255.0)?.round()? / 255.0)?) };
 /// let attacked = Bpda::straight_through(model, rounds);
 /// # let _ = attacked; }
 /// ```

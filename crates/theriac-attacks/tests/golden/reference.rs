@@ -182,7 +182,10 @@ impl Reference {
             let largest = each.iter().map(|(_, difference)| *difference);
             let largest = largest.fold(0.0, |most: f64, d| if d <= most { most } else { d });
             // For the table of docs/attacks.md, with `--nocapture`.
-            println!("{} on {}: {what} {largest:.1e}", self.name, self.model);
+            #[allow(clippy::print_stdout)]
+            {
+                println!("{} on {}: {what} {largest:.1e}", self.name, self.model);
+            }
             let allowed = self.known().unwrap_or(self.entry.tolerance.f64);
             let far = |difference: &f64| *difference > allowed || difference.is_nan();
             let worst: Vec<_> = each.iter().filter(|(_, d)| far(d)).collect();
