@@ -21,7 +21,7 @@ use crate::subject::{self, DataOptions, ModelOptions};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The weights, a safetensors file.
+    /// The model: weights as a safetensors file, or an ONNX file.
     model: PathBuf,
     #[command(flatten)]
     network: ModelOptions,
@@ -108,7 +108,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let model = subject::open(
         &options.model,
         &options.network,
-        data.classes(),
+        &data,
         DType::F32,
         &device,
     )?;

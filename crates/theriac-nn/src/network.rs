@@ -44,7 +44,11 @@ enum Kind {
     GlobalAvgPool,
     Flatten,
     Add(Value),
+    Join(Join, Vec<Value>),
 }
+
+/// A function of tensors.
+type Join = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 
 struct Step {
     kind: Kind,
@@ -100,6 +104,11 @@ impl Network {
         }
     }
 
+    /// The same steps for another number of classes: for whoever learns it from the last step.
+    pub fn with_classes(self, classes: usize) -> Self {
+        Self { classes, ..self }
+    }
+
     /// The image, (N, C, H, W).
     pub fn image(&self) -> Value {
         Value(0)
@@ -138,6 +147,17 @@ impl Network {
     /// The sum of two values of one shape.
     pub fn add(&mut self, a: Value, b: Value) -> Value {
         self.push(a, Kind::Add(b))
+    }
+
+    /// A function of one value and maybe of more, for all that has no step of its own. It runs on
+    /// its own, so stretches end there; its gradients must be right.
+    pub fn join(
+        &mut self,
+        input: Value,
+        more: &[Value],
+        f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Value {
+        self.push(input, Kind::Join(Box::new(f), more.to_vec()))
     }
 
     fn push(&mut self, input: Value, kind: Kind) -> Value {
@@ -308,11 +328,12 @@ impl Network {
 
     /// The values that step i reads.
     fn reads(&self, i: usize) -> impl Iterator<Item = Value> {
-        let other = match self.steps[i].kind {
-            Kind::Add(other) => Some(other),
-            _ => None,
+        let others = match &self.steps[i].kind {
+            Kind::Add(other) => std::slice::from_ref(other),
+            Kind::Join(_, more) => more,
+            _ => &[],
         };
-        [Some(self.steps[i].input), other].into_iter().flatten()
+        [self.steps[i].input].into_iter().chain(others.iter().copied())
     }
 
     /// The result of step i from earlier values.
@@ -327,6 +348,11 @@ impl Network {
             Kind::GlobalAvgPool => x.mean_keepdim((2, 3))?,
             Kind::Flatten => x.flatten_from(1)?,
             Kind::Add(other) => (x + value(values, *other)?)?,
+            Kind::Join(f, more) => {
+                let more = more.iter().map(|at| Ok(value(values, *at)?.clone()));
+                let all: Result<Vec<Tensor>> = [Ok(x.clone())].into_iter().chain(more).collect();
+                f(&all?)?
+            }
         })
     }
 
@@ -358,6 +384,7 @@ impl Network {
                 Kind::Flatten => plain(None),
                 // `run` fills in where the other value stands.
                 Kind::Add(_) => plain(Some(Op::Add { other: 0 })),
+                Kind::Join(..) => return Ok(None),
             }))
         };
         let mut forms: Vec<Option<Form>> = self.steps.iter().map(form).collect::<Result<_>>()?;
