@@ -81,7 +81,10 @@ fn read(of: &TensorProto, place: &Place<'_>) -> Said<Constant> {
     let count = room(&dims)?;
     let name = data_type::name(of.data_type);
     let Some(width) = width(of.data_type) else {
-        refuse!("its type is {name} ({}); give floats or whole numbers", of.data_type);
+        refuse!(
+            "its type is {name} ({}); give floats or whole numbers",
+            of.data_type
+        );
     };
     let bytes = bytes(of, width, count * width, place)?;
     require!(
@@ -151,7 +154,11 @@ fn bytes<'a>(
     let short = |v: &u64| v.to_le_bytes()[..width].to_vec();
     Ok(match of.data_type {
         data_type::FLOAT => of.float_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        data_type::DOUBLE => of.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        data_type::DOUBLE => of
+            .double_data
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect(),
         data_type::INT64 => of.int64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
         data_type::UINT32 | data_type::UINT64 => of.uint64_data.iter().flat_map(short).collect(),
         _ => of.int32_data.iter().flat_map(narrow).collect(),
@@ -192,8 +199,8 @@ fn beside(of: &TensorProto, len: usize, place: &Place<'_>) -> Said<Vec<u8>> {
     };
     match read() {
         Ok(bytes) => Ok(bytes),
-        Err(error) => refuse!(
-            "its values are in {location:?}, which must lie beside the model: {error}"
-        ),
+        Err(error) => {
+            refuse!("its values are in {location:?}, which must lie beside the model: {error}")
+        }
     }
 }

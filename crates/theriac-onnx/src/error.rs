@@ -16,7 +16,9 @@ pub enum Error {
     },
 
     /// The bytes are no ONNX.
-    #[error("{file} is not an ONNX model: {reason}; export it again, or fetch it again if it is cut off")]
+    #[error(
+        "{file} is not an ONNX model: {reason}; export it again, or fetch it again if it is cut off"
+    )]
     Format {
         /// The file.
         file: String,

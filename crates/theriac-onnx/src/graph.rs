@@ -121,7 +121,9 @@ impl Builder<'_> {
                     .iter()
                     .map(|constant| constant.as_ref().or_else(|| values.next()).cloned())
                     .collect();
-                let all = all.ok_or(theriac::Error::Empty { what: "the inputs of a node" })?;
+                let all = all.ok_or(theriac::Error::Empty {
+                    what: "the inputs of a node",
+                })?;
                 f(&all)
             })
         })
@@ -190,8 +192,13 @@ impl<'a> Plan<'a> {
         check_operations(file, &nodes)?;
         // Older files list their constants among the inputs.
         let constants: HashSet<&str> = graph.initializer.iter().map(|t| &t.name[..]).collect();
-        let read: HashSet<&str> = nodes.iter().flat_map(|node| &node.input).map(|s| &s[..]).collect();
-        let free = |v: &&ValueInfoProto| !constants.contains(&v.name[..]) && read.contains(&v.name[..]);
+        let read: HashSet<&str> = nodes
+            .iter()
+            .flat_map(|node| &node.input)
+            .map(|s| &s[..])
+            .collect();
+        let free =
+            |v: &&ValueInfoProto| !constants.contains(&v.name[..]) && read.contains(&v.name[..]);
         let inputs: Vec<&ValueInfoProto> = graph.input.iter().filter(free).collect();
         let [input] = inputs[..] else {
             let names: Vec<&String> = inputs.iter().map(|v| &v.name).collect();
@@ -210,14 +217,18 @@ impl<'a> Plan<'a> {
         })
     }
 
-
     /// The network. `image` is (C, H, W) where the file leaves it open.
-    pub(crate) fn build(&self, image: Option<[usize; 3]>, place: Place<'_>) -> Result<Built, Error> {
+    pub(crate) fn build(
+        &self,
+        image: Option<[usize; 3]>,
+        place: Place<'_>,
+    ) -> Result<Built, Error> {
         let wrong = |reason: Reason| Error::Graph {
             file: self.file.to_owned(),
             reason: reason.0,
         };
-        let input = Input::of(self.input, image).map_err(wrong)?;
+        let turned = self.turns_image(&place);
+        let input = Input::of(self.input, turned, image).map_err(wrong)?;
         let run = Run::new(0, &place.device);
         let mut builder = Builder {
             net: Network::new(0), // how many follows at the end
@@ -277,13 +288,45 @@ impl<'a> Plan<'a> {
     fn constant(&self, name: &str, place: &Place<'_>) -> Said<Value> {
         match self.graph.initializer.iter().find(|t| t.name == name) {
             Some(tensor) => Ok(constant(tensor, place)?.into()),
-            None => refuse!("it reads {name:?}, which no node before it gives; export the model again"),
+            None => {
+                refuse!("it reads {name:?}, which no node before it gives; export the model again")
+            }
         }
+    }
+
+    /// Whether the first thing that happens to an image is that its channels are moved from the
+    /// last place to the first, maybe after arithmetic.
+    fn turns_image(&self, place: &Place<'_>) -> bool {
+        const ARITHMETIC: [&str; 6] = ["Add", "Sub", "Mul", "Div", "Cast", "Identity"];
+        let mut name = &self.input.name;
+        for node in &self.nodes {
+            if !node.input.contains(name) {
+                continue;
+            }
+            let ints = |name: &str| node.attribute.iter().find(|a| a.name == name);
+            match (&node.op_type[..], node.output.first()) {
+                ("Transpose", _) => return ints("perm").is_some_and(|a| a.ints == [0, 3, 1, 2]),
+                // Of one channel, this does the same.
+                ("Reshape", _) => {
+                    let target = node.input.get(1).map(|name| self.constant(name, place));
+                    let one = |values: &[Option<i64>]| values.len() == 4 && values[1] == Some(1);
+                    return match target {
+                        Some(Ok(Value::Ints(target))) => one(&target.values),
+                        _ => false,
+                    };
+                }
+                (op, Some(next)) if ARITHMETIC.contains(&op) => name = next,
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// Whether a node turns logits into probabilities, and nothing but their shape changes after.
     fn is_last_softmax(&self, node: &NodeProto) -> bool {
-        const SHAPES: [&str; 6] = ["Identity", "Reshape", "Flatten", "Squeeze", "Cast", "Dropout"];
+        const SHAPES: [&str; 6] = [
+            "Identity", "Reshape", "Flatten", "Squeeze", "Cast", "Dropout",
+        ];
         let mut name = match (&node.op_type[..], node.output.first()) {
             ("Softmax", Some(name)) => name,
             _ => return false,
@@ -309,15 +352,17 @@ impl<'a> Plan<'a> {
 /// The output that was asked for, or the only one.
 fn choose_output(graph: &GraphProto, wanted: Option<&str>) -> Said<String> {
     let names: Vec<&str> = graph.output.iter().map(|output| &output.name[..]).collect();
-    match (wanted, &names[..]) {
-        (Some(wanted), _) => {
-            let given = graph.node.iter().any(|node| node.output.iter().any(|o| o == wanted));
-            require!(given, "no node gives {wanted:?}; its outputs are {names:?}");
-            Ok(wanted.to_owned())
-        }
-        (None, [only]) => Ok((*only).to_owned()),
+    let chosen = match (wanted, &names[..]) {
+        (Some(wanted), _) => wanted,
+        (None, [only]) => only,
         (None, _) => refuse!("it has the outputs {names:?}; say which one holds the logits"),
-    }
+    };
+    let given = graph
+        .node
+        .iter()
+        .any(|node| node.output.iter().any(|name| name == chosen));
+    require!(given, "no node gives {chosen:?}; its outputs are {names:?}");
+    Ok(chosen.to_owned())
 }
 
 /// The nodes on the way to a value, in the file's order.
@@ -325,7 +370,11 @@ fn needed<'a>(graph: &'a GraphProto, output: &str) -> Vec<&'a NodeProto> {
     let mut wanted: HashSet<&str> = HashSet::from([output]);
     let mut nodes = Vec::new();
     for node in graph.node.iter().rev() {
-        if node.output.iter().any(|name| !name.is_empty() && wanted.contains(&name[..])) {
+        if node
+            .output
+            .iter()
+            .any(|name| !name.is_empty() && wanted.contains(&name[..]))
+        {
             wanted.extend(node.input.iter().map(|name| &name[..]));
             nodes.push(node);
         }
@@ -366,7 +415,7 @@ struct Input {
 }
 
 impl Input {
-    fn of(input: &ValueInfoProto, given: Option<[usize; 3]>) -> Said<Self> {
+    fn of(input: &ValueInfoProto, turned: bool, given: Option<[usize; 3]>) -> Said<Self> {
         let name = &input.name;
         let tensor = input.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
         let Some(tensor) = tensor else {
@@ -394,7 +443,7 @@ impl Input {
             );
         };
         let colours = |n: Option<usize>| matches!(n, Some(1 | 3));
-        let channels_last = colours(c) && !colours(a);
+        let channels_last = turned && colours(c) && !colours(a);
         let stated = if channels_last { [c, a, b] } else { [a, b, c] };
         let mut image = [0; 3];
         for (i, stated) in stated.into_iter().enumerate() {
@@ -461,7 +510,9 @@ fn stated_of(dims: &[Option<usize>], channels_last: bool) -> Vec<Option<usize>> 
 }
 
 fn spelt(dims: &[Option<usize>]) -> String {
-    let spelt = dims.iter().map(|d| d.map_or("?".to_owned(), |d| d.to_string()));
+    let spelt = dims
+        .iter()
+        .map(|d| d.map_or("?".to_owned(), |d| d.to_string()));
     format!("({})", spelt.collect::<Vec<_>>().join(", "))
 }
 
@@ -478,7 +529,10 @@ fn logits(mut builder: Builder<'_>, output: Option<&Value>) -> Said<(Network, Te
         _ => refuse!(
             "its output has shape {} for N images; a classifier gives (N, classes) with at least 2 \
              classes, before any argmax",
-            dims.iter().skip(1).fold("(N".to_owned(), |s, d| format!("{s}, {d}")) + ")"
+            dims.iter()
+                .skip(1)
+                .fold("(N".to_owned(), |s, d| format!("{s}, {d}"))
+                + ")"
         ),
     };
     match flat {

@@ -175,8 +175,11 @@ impl Summary {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let model = decode(&path.display().to_string(), &read(path)?)?;
         let graph = model.graph.unwrap_or_default();
-        let constants: Vec<(String, Vec<i64>)> =
-            graph.initializer.into_iter().map(|t| (t.name, t.dims)).collect();
+        let constants: Vec<(String, Vec<i64>)> = graph
+            .initializer
+            .into_iter()
+            .map(|t| (t.name, t.dims))
+            .collect();
         let is_constant = |name: &str| constants.iter().any(|(constant, _)| constant == name);
         let inputs = graph.input.iter().filter(|value| !is_constant(&value.name));
         let mut operations = BTreeMap::new();
@@ -215,7 +218,11 @@ fn spelt(value: &ValueInfoProto) -> String {
         Some(shape) => shape.dim.iter().map(size).collect::<Vec<_>>().join(", "),
         None => "...".to_owned(),
     };
-    format!("{}: {} ({shape})", value.name, data_type::name(tensor.elem_type))
+    format!(
+        "{}: {} ({shape})",
+        value.name,
+        data_type::name(tensor.elem_type)
+    )
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

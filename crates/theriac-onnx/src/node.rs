@@ -1,8 +1,8 @@
 //! One node of a graph and its settings.
 
+use crate::constant::Ints;
 use crate::error::{Said, refuse, require};
 use crate::graph::{Flow, Value};
-use crate::constant::Ints;
 use crate::proto::{AttributeProto, NodeProto, TensorProto};
 use candle_core::Tensor;
 
@@ -119,7 +119,11 @@ const MOST: i64 = 1 << 16;
 
 /// An axis counted from the front; negative ones count from the back.
 pub(crate) fn axis(axis: i64, rank: usize) -> Said<usize> {
-    let from_front = if axis < 0 { axis.saturating_add(rank as i64) } else { axis };
+    let from_front = if axis < 0 {
+        axis.saturating_add(rank as i64)
+    } else {
+        axis
+    };
     match usize::try_from(from_front) {
         Ok(found) if found < rank => Ok(found),
         _ => refuse!("axis {axis} of a value with {rank} dimensions; export the model again"),
@@ -129,6 +133,9 @@ pub(crate) fn axis(axis: i64, rank: usize) -> Said<usize> {
 /// An axis that is not that of the batch.
 pub(crate) fn inner_axis(of: i64, rank: usize) -> Said<usize> {
     let found = axis(of, rank)?;
-    require!(found > 0, "it works along the batch (axis {of}); images must stay apart");
+    require!(
+        found > 0,
+        "it works along the batch (axis {of}); images must stay apart"
+    );
     Ok(found)
 }

@@ -33,7 +33,10 @@ fn assert_close(ours: &Tensor, name: &str, tolerance: f64) {
     let largest = |t: &Tensor| t.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
     let apart = largest(&(ours - &theirs).unwrap()).unwrap();
     let scale = largest(&theirs).unwrap();
-    assert!(apart <= tolerance * scale, "{name}: {apart} apart, of {scale}");
+    assert!(
+        apart <= tolerance * scale,
+        "{name}: {apart} apart, of {scale}"
+    );
 }
 
 #[test]
@@ -65,9 +68,13 @@ fn it_can_stand_behind_a_normalisation() -> Result<()> {
     let (plain, run) = (model(DType::F64), Run::new(0, &Device::Cpu));
     let pass = run.eval(&IDS);
     let x = Pixels::new(theirs("images", DType::F64))?;
-    let expected = plain.network.forward(&x.tensor().affine(4.0, -1.0)?, &pass)?;
+    let expected = plain
+        .network
+        .forward(&x.tensor().affine(4.0, -1.0)?, &pass)?;
     let normalised = Normalised::new(plain.network, &[0.25], &[0.25])?;
-    let apart = (normalised.logits(&x, &pass)? - expected)?.abs()?.max_all()?;
+    let apart = (normalised.logits(&x, &pass)? - expected)?
+        .abs()?
+        .max_all()?;
     assert!(apart.to_scalar::<f64>()? < 1e-12);
     Ok(())
 }

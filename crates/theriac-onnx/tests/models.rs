@@ -37,7 +37,10 @@ impl Theirs {
         Self {
             images: tensor("images"),
             logits: tensor("logits"),
-            places: places.iter().map(|p| [p[0], p[1], p[2]].map(|i| i as usize)).collect(),
+            places: places
+                .iter()
+                .map(|p| [p[0], p[1], p[2]].map(|i| i as usize))
+                .collect(),
             slopes: tensor("slopes").to_vec1().unwrap(),
         }
     }
@@ -114,7 +117,11 @@ fn compare(path: &Path) -> Result<()> {
         both.as_secs_f64(),
     );
     assert!(by_logits < 1e-4, "{}", path.display());
-    assert!(by_type < 1e-2 && by_ours < 1e-4 && by_theirs < 5e-2, "{}", path.display());
+    assert!(
+        by_type < 1e-2 && by_ours < 1e-4 && by_theirs < 5e-2,
+        "{}",
+        path.display()
+    );
     Ok(())
 }
 
@@ -127,7 +134,10 @@ fn real_models_agree_with_onnx_runtime() -> Result<()> {
     models.sort();
     assert!(models.len() >= 3, "only {} models", models.len());
     let only = std::env::var("THERIAC_ONNX_MODEL").ok();
-    models.retain(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only)));
+    models.retain(|path| {
+        only.as_ref()
+            .is_none_or(|only| path.to_string_lossy().contains(only))
+    });
     for model in models {
         compare(&model)?;
     }

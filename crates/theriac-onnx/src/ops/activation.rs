@@ -94,7 +94,8 @@ fn exponential(b: &mut Builder<'_>, node: &Node<'_>, alpha: f64, gamma: f64) -> 
     };
     pointwise(b, node, value, move |x, _| {
         let high = x.ones_like()?.affine(gamma, 0.0)?;
-        x.gt(0.0)?.where_cond(&high, &(below(x)? * (alpha * gamma))?)
+        x.gt(0.0)?
+            .where_cond(&high, &(below(x)? * (alpha * gamma))?)
     })
 }
 
@@ -113,7 +114,10 @@ pub(super) fn clip(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
 }
 
 fn between(b: &mut Builder<'_>, node: &Node<'_>, low: f64, high: f64) -> Said<Vec<Value>> {
-    require!(low <= high, "its bounds are {low} and {high}; the first must not be larger");
+    require!(
+        low <= high,
+        "its bounds are {low} and {high}; the first must not be larger"
+    );
     let open = (low, high) == (0.0, 6.0);
     let value = move |x: &Tensor| x.maximum(low)?.minimum(high);
     pointwise(b, node, value, move |x, _| {
@@ -207,7 +211,9 @@ pub(super) fn softplus(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>>
 
 /// Derivative 0 at 0.
 pub(super) fn abs(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
-    pointwise(b, node, Tensor::abs, |x, _| mask(&x.gt(0.0)?, x)? - mask(&x.lt(0.0)?, x)?)
+    pointwise(b, node, Tensor::abs, |x, _| {
+        mask(&x.gt(0.0)?, x)? - mask(&x.lt(0.0)?, x)?
+    })
 }
 
 pub(super) fn erf(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {

@@ -117,7 +117,8 @@ fn with_constants(
     let channels = x.dims().get(1).copied().unwrap_or(1);
     let each = |c: &Option<Tensor>| {
         let fits = |(axis, d): (usize, &usize)| *d == 1 || axis == 1 && *d == channels;
-        c.as_ref().is_none_or(|c| c.dims().iter().enumerate().all(fits))
+        c.as_ref()
+            .is_none_or(|c| c.dims().iter().enumerate().all(fits))
     };
     if x.is_plain() && !x.folded && each(&scale) && each(&shift) {
         let vector = |c: Option<Tensor>, default: f64| -> Said<Tensor> {
@@ -187,7 +188,9 @@ fn combine(b: &mut Builder<'_>, x: &Value, y: &Value, op: Binary) -> Said<Value>
         | (Value::Float(c), Value::Flow(x), Binary::Add) => with_constants(b, x, None, Some(c)),
         (Value::Flow(x), Value::Float(c), Binary::Mul)
         | (Value::Float(c), Value::Flow(x), Binary::Mul) => with_constants(b, x, Some(c), None),
-        (Value::Flow(x), Value::Float(c), Binary::Sub) => with_constants(b, x, None, Some(&c.neg()?)),
+        (Value::Flow(x), Value::Float(c), Binary::Sub) => {
+            with_constants(b, x, None, Some(&c.neg()?))
+        }
         (Value::Flow(x), Value::Float(c), Binary::Div) => {
             with_constants(b, x, Some(&c.recip()?), None)
         }
@@ -252,8 +255,16 @@ fn of_ints(x: &Ints, y: &Ints, op: Binary) -> Said<Ints> {
     let Some(values) = values else {
         refuse!("whole numbers too large, or a division by 0: {a:?} and {c:?}");
     };
-    let dims = if x.dims.len() >= y.dims.len() { &x.dims } else { &y.dims };
-    let dims = if dims.iter().product::<usize>() == len { dims.clone() } else { vec![len] };
+    let dims = if x.dims.len() >= y.dims.len() {
+        &x.dims
+    } else {
+        &y.dims
+    };
+    let dims = if dims.iter().product::<usize>() == len {
+        dims.clone()
+    } else {
+        vec![len]
+    };
     let values = values.into_iter().map(Some).collect();
     Ok(Ints { dims, values })
 }
@@ -280,7 +291,8 @@ pub(super) fn batch_normalization(b: &mut Builder<'_>, node: &Node<'_>) -> Said<
     let shift = (beta - (mean * &scale)?)?;
     let mut shape = vec![1; x.dims().len()];
     shape[1] = channels;
-    let narrow = |c: Tensor| -> Said<Tensor> { Ok(c.to_dtype(b.place.dtype)?.reshape(&shape[..])?) };
+    let narrow =
+        |c: Tensor| -> Said<Tensor> { Ok(c.to_dtype(b.place.dtype)?.reshape(&shape[..])?) };
     let (scale, shift) = (narrow(scale)?, narrow(shift)?);
     Ok(vec![with_constants(b, x, Some(&scale), Some(&shift))?])
 }

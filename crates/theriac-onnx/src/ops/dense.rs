@@ -47,7 +47,11 @@ pub(super) fn gemm(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
         _ => weight.clone(),
     };
     let (alpha, beta) = (node.float("alpha", 1.0), node.float("beta", 1.0));
-    let weight = if alpha == 1.0 { weight } else { (weight * alpha)? };
+    let weight = if alpha == 1.0 {
+        weight
+    } else {
+        (weight * alpha)?
+    };
     let outputs = weight.dim(0)?;
     let bias = match node.given(2) {
         None => None,
@@ -117,6 +121,8 @@ pub(super) fn matmul(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
             room(&[x.dim(0)?, y.dim(1)?])?;
             Value::Float(x.contiguous()?.matmul(&y.contiguous()?)?)
         }
-        _ => refuse!("a constant on the left; products with what follows from the image on the left are supported"),
+        _ => refuse!(
+            "a constant on the left; products with what follows from the image on the left are supported"
+        ),
     }])
 }

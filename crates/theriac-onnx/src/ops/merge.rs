@@ -30,7 +30,10 @@ pub(super) fn concat(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
         })
         .collect();
     if let Some(ints) = ints {
-        let values = ints.iter().flat_map(|ints| ints.values.iter().copied()).collect();
+        let values = ints
+            .iter()
+            .flat_map(|ints| ints.values.iter().copied())
+            .collect();
         return Ok(vec![Value::Ints(Ints::vector(values))]);
     }
     let mut rank = 0;
@@ -46,10 +49,17 @@ pub(super) fn concat(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
         });
     }
     let along = node.int("axis", 0);
-    let along = if fixed { axis(along, rank)? } else { inner_axis(along, rank)? };
+    let along = if fixed {
+        axis(along, rank)?
+    } else {
+        inner_axis(along, rank)?
+    };
     let y = b.join(&all, move |values| {
         // Constants are the same for every image.
-        let images = values.iter().map(|v| v.dims().first().copied().unwrap_or(1)).max();
+        let images = values
+            .iter()
+            .map(|v| v.dims().first().copied().unwrap_or(1))
+            .max();
         let wide = |v: &Tensor| match (fixed, images) {
             (false, Some(images)) if v.dims().first() == Some(&1) && images > 1 => {
                 let mut dims = v.dims().to_vec();

@@ -89,7 +89,14 @@ pub(crate) fn is_known(op: &str) -> bool {
 
 /// Whether an operation rounds to few bits.
 pub(crate) fn is_quantised(op: &str) -> bool {
-    let signs = ["QLinear", "Quantize", "Integer", "QuantizeLinear", "QGemm", "QAttention"];
+    let signs = [
+        "QLinear",
+        "Quantize",
+        "Integer",
+        "QuantizeLinear",
+        "QGemm",
+        "QAttention",
+    ];
     signs.iter().any(|sign| op.contains(sign))
 }
 

@@ -88,7 +88,9 @@ pub(super) fn layer_normalization(b: &mut Builder<'_>, node: &Node<'_>) -> Said<
     let y = b.map(node.input(0)?, move |x| {
         let centred = x.broadcast_sub(&x.mean_keepdim(&axes[..])?)?;
         let var = centred.sqr()?.mean_keepdim(&axes[..])?;
-        let y = centred.broadcast_div(&(var + eps)?.sqrt()?)?.broadcast_mul(&scale)?;
+        let y = centred
+            .broadcast_div(&(var + eps)?.sqrt()?)?
+            .broadcast_mul(&scale)?;
         Ok(match &bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,

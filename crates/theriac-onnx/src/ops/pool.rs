@@ -31,7 +31,10 @@ impl Window {
             })
         };
         let kernel = pair("kernel_shape", kernel)?;
-        require!(!kernel.contains(&0), "a kernel of {kernel:?}; export the model again");
+        require!(
+            !kernel.contains(&0),
+            "a kernel of {kernel:?}; export the model again"
+        );
         let (stride, dilation) = (pair("strides", [1, 1])?, pair("dilations", [1, 1])?);
         let mut pads = [0; 4];
         match &node.text("auto_pad", "NOTSET")[..] {
@@ -52,7 +55,9 @@ impl Window {
                     pads[side + 2] = if lower { less } else { more };
                 }
             }
-            other => refuse!("auto_pad = {other}; NOTSET, VALID, SAME_UPPER and SAME_LOWER are known"),
+            other => {
+                refuse!("auto_pad = {other}; NOTSET, VALID, SAME_UPPER and SAME_LOWER are known")
+            }
         }
         Ok(Self {
             kernel,
@@ -136,7 +141,10 @@ const WIDEST: usize = 15;
 fn windows<'n>(node: &'n Node<'_>) -> Said<(&'n Flow, [usize; 2], Window, [usize; 2])> {
     let x = node.flow(0)?;
     let [_, channels, height, width] = x.dims()[..] else {
-        refuse!("a value of shape {:?}; pooling of images (N, C, H, W) is supported", x.dims());
+        refuse!(
+            "a value of shape {:?}; pooling of images (N, C, H, W) is supported",
+            x.dims()
+        );
     };
     let image = [height, width];
     let window = Window::of(node, [0, 0], image)?;
@@ -195,7 +203,11 @@ pub(super) fn average_pool(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Val
     let [top, left, bottom, right] = stated.pads;
     let [height, width] = image;
     let ones = match with_padding {
-        true => Tensor::ones((1, 1, height + top + bottom, width + left + right), DType::F64, &b.place.device)?,
+        true => Tensor::ones(
+            (1, 1, height + top + bottom, width + left + right),
+            DType::F64,
+            &b.place.device,
+        )?,
         false => Tensor::ones((1, 1, height, width), DType::F64, &b.place.device)?
             .pad_with_zeros(2, top, bottom)?
             .pad_with_zeros(3, left, right)?,
@@ -210,7 +222,9 @@ pub(super) fn average_pool(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Val
     };
     let counts = total(&ones, inner, outputs)?;
     let each = counts.recip()?.to_dtype(b.place.dtype)?;
-    let y = b.map(&whole, move |x| affine(&total(x, inner, outputs)?, Some(&each), None))?;
+    let y = b.map(&whole, move |x| {
+        affine(&total(x, inner, outputs)?, Some(&each), None)
+    })?;
     Ok(vec![y])
 }
 
@@ -261,7 +275,10 @@ pub(super) fn mean_of(b: &mut Builder<'_>, x: &Flow) -> Said<Value> {
 pub(super) fn global_max_pool(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
     let x = node.flow(0)?;
     let dims = x.dims();
-    require!(dims.len() == 4, "a value of shape {dims:?}; pooling of images (N, C, H, W) is supported");
+    require!(
+        dims.len() == 4,
+        "a value of shape {dims:?}; pooling of images (N, C, H, W) is supported"
+    );
     let y = b.map(node.input(0)?, |x| {
         let pixels = x.flatten_from(2)?.contiguous()?;
         let first = pixels.detach().argmax_keepdim(2)?;

@@ -30,7 +30,10 @@ pub(super) fn constant(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>>
         let (dims, values) = (Vec::new(), vec![Some(node.int("value_int", 0))]);
         return Ok(vec![Value::Ints(Ints { dims, values })]);
     }
-    require!(given("value_float"), "a constant of a kind unknown here; export the model again");
+    require!(
+        given("value_float"),
+        "a constant of a kind unknown here; export the model again"
+    );
     let value = node.float("value_float", 0.0);
     let tensor = Tensor::new(value, &b.place.device)?.to_dtype(b.place.dtype)?;
     Ok(vec![Value::Float(tensor)])
@@ -40,8 +43,11 @@ pub(super) fn constant_of_shape(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Ve
     let Some(shape) = node.ints("", 0)? else {
         refuse!("its shape is missing");
     };
-    let shape: Option<Vec<usize>> =
-        shape.known()?.iter().map(|d| usize::try_from(*d).ok()).collect();
+    let shape: Option<Vec<usize>> = shape
+        .known()?
+        .iter()
+        .map(|d| usize::try_from(*d).ok())
+        .collect();
     let Some(shape) = shape else {
         refuse!("a shape with negative dimensions");
     };
@@ -60,7 +66,10 @@ pub(super) fn constant_of_shape(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Ve
         }
         Constant::Ints(ints) if ints.values.len() == 1 && count <= LIST => {
             let values = vec![ints.values[0]; count];
-            Value::Ints(Ints { dims: shape, values })
+            Value::Ints(Ints {
+                dims: shape,
+                values,
+            })
         }
         _ => refuse!("its value must be one number, and whole numbers at most {LIST}"),
     }])
@@ -109,7 +118,10 @@ pub(super) fn cast(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
             Value::Float(tensor.to_dtype(b.place.dtype)?)
         }
         (Value::Float(tensor), false) => {
-            let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            let values = tensor
+                .flatten_all()?
+                .to_dtype(DType::F64)?
+                .to_vec1::<f64>()?;
             let values = values.iter().map(|v| Some(*v as i64)).collect();
             let dims = tensor.dims().to_vec();
             Value::Ints(Ints { dims, values })
@@ -130,8 +142,12 @@ pub(super) fn shape(_: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
         *batch = None;
     }
     let rank = dims.len() as i64;
-    let from_front = |i: i64| if i < 0 { i.saturating_add(rank) } else { i }.clamp(0, rank) as usize;
-    let (start, end) = (from_front(node.int("start", 0)), from_front(node.int("end", rank)));
+    let from_front =
+        |i: i64| if i < 0 { i.saturating_add(rank) } else { i }.clamp(0, rank) as usize;
+    let (start, end) = (
+        from_front(node.int("start", 0)),
+        from_front(node.int("end", rank)),
+    );
     let part = dims.get(start..end).unwrap_or_default().to_vec();
     Ok(vec![Value::Ints(Ints::vector(part))])
 }
@@ -285,7 +301,9 @@ fn resolve(
 }
 
 fn spelt(target: &[Option<i64>]) -> String {
-    let spelt = target.iter().map(|n| n.map_or("N".to_owned(), |n| n.to_string()));
+    let spelt = target
+        .iter()
+        .map(|n| n.map_or("N".to_owned(), |n| n.to_string()));
     format!("[{}]", spelt.collect::<Vec<_>>().join(", "))
 }
 
@@ -302,13 +320,18 @@ pub(super) fn transpose(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>
     let order = order?;
     let mut sorted = order.clone();
     sorted.sort_unstable();
-    require!(sorted.into_iter().eq(0..rank), "perm = {order:?} for {rank} dimensions");
+    require!(
+        sorted.into_iter().eq(0..rank),
+        "perm = {order:?} for {rank} dimensions"
+    );
     require!(
         !matches!(node.input(0)?, Value::Flow(_)) || order.first() == Some(&0),
         "perm = {order:?} moves the dimension of the batch; images must stay apart: export with the \
          batch first"
     );
-    Ok(vec![b.map(node.input(0)?, move |x| Ok(x.permute(&order[..])?))?])
+    Ok(vec![b.map(node.input(0)?, move |x| {
+        Ok(x.permute(&order[..])?)
+    })?])
 }
 
 pub(super) fn squeeze(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
@@ -354,7 +377,13 @@ pub(super) fn unsqueeze(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>
         let new = new?;
         let mut old = dims.iter();
         let dims: Option<Vec<usize>> = (0..rank)
-            .map(|i| if new.contains(&i) { Some(1) } else { old.next().copied() })
+            .map(|i| {
+                if new.contains(&i) {
+                    Some(1)
+                } else {
+                    old.next().copied()
+                }
+            })
             .collect();
         match dims {
             Some(dims) if old.next().is_none() => Ok(dims),
@@ -396,7 +425,9 @@ pub(super) fn expand(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
     let mut shape = Vec::new();
     for i in 0..rank {
         let have = (i + dims.len()).checked_sub(rank).map_or(1, |i| dims[i]);
-        let want = (i + target.len()).checked_sub(rank).map_or(1, |i| target[i]);
+        let want = (i + target.len())
+            .checked_sub(rank)
+            .map_or(1, |i| target[i]);
         shape.push(match usize::try_from(want) {
             Ok(want) if want == have || want == 1 => have,
             Ok(want) if have == 1 && want > 0 => want,
@@ -474,7 +505,10 @@ fn slice_of(
         }
         _ => {}
     }
-    require!(!picked.is_empty(), "it leaves nothing of axis {axis} of a value of shape {dims:?}");
+    require!(
+        !picked.is_empty(),
+        "it leaves nothing of axis {axis} of a value of shape {dims:?}"
+    );
     select(b, x, axis, picked)
 }
 
@@ -509,7 +543,10 @@ pub(super) fn gather(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
                 "whole numbers of shape {:?}; lists are supported",
                 ints.dims
             );
-            let values = places(ints.values.len())?.iter().map(|i| ints.values[*i]).collect();
+            let values = places(ints.values.len())?
+                .iter()
+                .map(|i| ints.values[*i])
+                .collect();
             let dims = dims.clone();
             Value::Ints(Ints { dims, values })
         }
@@ -557,15 +594,22 @@ pub(super) fn pad(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
     );
     let fill = match node.given(2) {
         None => node.float("value", 0.0),
-        Some(Value::Float(value)) if value.elem_count() == 1 => {
-            value.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0]
-        }
+        Some(Value::Float(value)) if value.elem_count() == 1 => value
+            .flatten_all()?
+            .to_dtype(DType::F64)?
+            .to_vec1::<f64>()?[0],
         Some(_) => refuse!("its value must be a constant of one number"),
     };
-    let side = |(i, axis): (usize, &usize)| (*axis, pads[i] as usize, pads[i + axes.len()] as usize);
+    let side =
+        |(i, axis): (usize, &usize)| (*axis, pads[i] as usize, pads[i + axes.len()] as usize);
     let sides: Vec<(usize, usize, usize)> = axes.iter().enumerate().map(side).collect();
-    let batch = sides.iter().any(|(axis, before, after)| *axis == 0 && before + after > 0);
-    require!(!batch, "it adds images to the batch; images must stay apart");
+    let batch = sides
+        .iter()
+        .any(|(axis, before, after)| *axis == 0 && before + after > 0);
+    require!(
+        !batch,
+        "it adds images to the batch; images must stay apart"
+    );
     Ok(vec![padded(b, node.input(0)?, sides, fill)?])
 }
 

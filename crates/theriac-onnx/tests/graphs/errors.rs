@@ -22,11 +22,18 @@ fn what_is_not_supported_is_named_with_what_is() {
         .node("LSTM", &["b"], "c", &[])
         .flat("c");
     let text = graph.complaint();
-    for part in ["graph.onnx", "ConvTranspose that gives \"b\"", "nor LSTM", "AveragePool"] {
+    for part in [
+        "graph.onnx",
+        "ConvTranspose that gives \"b\"",
+        "nor LSTM",
+        "AveragePool",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     // Not where the output does not need it.
-    let aside = Graph::new(DIMS).node("LSTM", &["x"], "aside", &[]).flat("x");
+    let aside = Graph::new(DIMS)
+        .node("LSTM", &["x"], "aside", &[])
+        .flat("x");
     aside.read(DType::F32).unwrap();
     let mut foreign = Graph::new(DIMS).node("Relu", &["x"], "h", &[]).flat("h");
     foreign.nodes[0].domain = "com.example".to_owned();
@@ -35,7 +42,13 @@ fn what_is_not_supported_is_named_with_what_is() {
 
 #[test]
 fn quantised_models_are_refused_by_name() {
-    for op in ["QuantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"] {
+    for op in [
+        "QuantizeLinear",
+        "QLinearConv",
+        "ConvInteger",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+    ] {
         let graph = Graph::new(DIMS).node(op, &["x"], "h", &[]).flat("h");
         let error = graph.read(DType::F32).unwrap_err();
         assert!(matches!(error, Error::Quantised { .. }), "{error}");
@@ -47,22 +60,44 @@ fn quantised_models_are_refused_by_name() {
 fn images_stay_apart() {
     let graph = || Graph::new(DIMS);
     let mixing = [
-        graph().node("ReduceMean", &["x"], "h", &[ints("axes", &[0])]).flat("h"),
+        graph()
+            .node("ReduceMean", &["x"], "h", &[ints("axes", &[0])])
+            .flat("h"),
         graph().node("ReduceMean", &["x"], "h", &[]).flat("h"),
-        graph().node("Transpose", &["x"], "h", &[ints("perm", &[1, 0, 2, 3])]).flat("h"),
-        graph().node("Concat", &["x", "x"], "h", &[int("axis", 0)]).flat("h"),
-        graph().node("Softmax", &["x"], "s", &[int("axis", 0)]).node("Relu", &["s"], "h", &[]).flat("h"),
-        graph().ints("s", &[-1]).node("Reshape", &["x", "s"], "h", &[]).flat("h"),
-        graph().ints("s", &[-1, 16]).node("Reshape", &["x", "s"], "y", &[]),
-        graph().ints("s", &[7, -1]).node("Reshape", &["x", "s"], "y", &[]),
-        graph().node("Flatten", &["x"], "h", &[int("axis", 2)]),
+        graph()
+            .node("Transpose", &["x"], "h", &[ints("perm", &[1, 0, 2, 3])])
+            .flat("h"),
+        graph()
+            .node("Concat", &["x", "x"], "h", &[int("axis", 0)])
+            .flat("h"),
+        graph()
+            .node("Softmax", &["x"], "s", &[int("axis", 0)])
+            .node("Relu", &["s"], "h", &[])
+            .flat("h"),
+        graph()
+            .ints("s", &[-1])
+            .node("Reshape", &["x", "s"], "h", &[])
+            .flat("h"),
+        graph()
+            .ints("s", &[-1, 16])
+            .node("Reshape", &["x", "s"], "y", &[]),
+        graph()
+            .ints("s", &[7, -1])
+            .node("Reshape", &["x", "s"], "y", &[]),
+        graph().node("Flatten", &["x"], "y", &[int("axis", 2)]),
         graph().node("Flatten", &["x"], "y", &[int("axis", 0)]),
-        graph().floats("c", &[2, 1, 1, 1], &[1.0, 2.0]).node("Mul", &["x", "c"], "h", &[]).flat("h"),
-        graph().ints("p", &[1, 0, 0, 0, 0, 0, 0, 0]).node("Pad", &["x", "p"], "h", &[]).flat("h"),
+        graph()
+            .floats("c", &[2, 1, 1, 1], &[1.0, 2.0])
+            .node("Mul", &["x", "c"], "h", &[])
+            .flat("h"),
+        graph()
+            .ints("p", &[1, 0, 0, 0, 0, 0, 0, 0])
+            .node("Pad", &["x", "p"], "h", &[])
+            .flat("h"),
     ];
     for graph in mixing {
         let text = graph.complaint();
-        let says = ["images", "batch", "no node gives"].iter().any(|word| text.contains(word));
+        let says = ["images", "batch"].iter().any(|word| text.contains(word));
         assert!(says, "{text}");
     }
 }
@@ -70,14 +105,26 @@ fn images_stay_apart() {
 #[test]
 fn an_output_that_is_not_of_classes_is_refused() {
     let image_out = Graph::new(DIMS).node("Relu", &["x"], "y", &[]);
-    assert!(image_out.complaint().contains("(N, 2, 4, 4)"), "{}", image_out.complaint());
+    assert!(
+        image_out.complaint().contains("(N, 2, 4, 4)"),
+        "{}",
+        image_out.complaint()
+    );
     let one = Graph::new([1, 1, 1]).flat("x");
-    assert!(one.complaint().contains("at least 2"), "{}", one.complaint());
+    assert!(
+        one.complaint().contains("at least 2"),
+        "{}",
+        one.complaint()
+    );
     let constant = Graph::new(DIMS)
         .floats("c", &[1, 3], &[1.0; 3])
         .node("Flatten", &["x"], "f", &[])
         .node("Identity", &["c"], "y", &[]);
-    assert!(constant.complaint().contains("reads 0 inputs"), "{}", constant.complaint());
+    assert!(
+        constant.complaint().contains("reads 0 inputs"),
+        "{}",
+        constant.complaint()
+    );
 }
 
 #[test]
@@ -101,22 +148,35 @@ fn one_of_several_outputs_is_chosen_by_name() {
 
 #[test]
 fn open_sizes_are_asked_for_and_fixed_ones_kept() {
-    let mut graph = Graph::new(DIMS).node("GlobalAveragePool", &["x"], "h", &[]).flat("h");
+    let mut graph = Graph::new(DIMS)
+        .node("GlobalAveragePool", &["x"], "h", &[])
+        .flat("h");
     graph.image = vec![-1, 2, -1, -1];
     let text = graph.complaint();
-    assert!(text.contains("(2, ?, ?)") && text.contains("(C, H, W)"), "{text}");
+    assert!(
+        text.contains("(2, ?, ?)") && text.contains("(C, H, W)"),
+        "{text}"
+    );
     let size = |image| Options {
         image: Some(image),
         ..Options::default()
     };
-    assert_eq!(of(&graph.proto(), &size([2, 5, 6])).unwrap().image, [2, 5, 6]);
-    let text = of(&graph.proto(), &size([3, 5, 6])).unwrap_err().to_string();
+    assert_eq!(
+        of(&graph.proto(), &size([2, 5, 6])).unwrap().image,
+        [2, 5, 6]
+    );
+    let text = of(&graph.proto(), &size([3, 5, 6]))
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("[3, 5, 6]"), "{text}");
 
     let model = Graph::new(DIMS).flat("x").read(DType::F32).unwrap();
     let x = Tensor::zeros((1, 2, 4, 5), DType::F32, &Device::Cpu).unwrap();
     let run = Run::new(0, &Device::Cpu);
-    let text = model.logits(&Pixels::new(x).unwrap(), &run.eval(&[0])).unwrap_err().to_string();
+    let text = model
+        .logits(&Pixels::new(x).unwrap(), &run.eval(&[0]))
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("[2, 4, 4]"), "{text}");
 }
 
@@ -168,10 +228,16 @@ fn nodes_with_settings_out_of_range_are_named() {
         (vec![ints("pads", &[60_000; 4])], "values"),
     ] {
         let text = conv(&attributes);
-        assert!(text.contains(word) && text.contains("Conv that gives \"h\""), "{word}: {text}");
+        assert!(
+            text.contains(word) && text.contains("Conv that gives \"h\""),
+            "{word}: {text}"
+        );
     }
     let graph = |op: &str, attributes: &[_]| {
-        Graph::new(DIMS).node(op, &["x"], "h", attributes).flat("h").complaint()
+        Graph::new(DIMS)
+            .node(op, &["x"], "h", attributes)
+            .flat("h")
+            .complaint()
     };
     assert!(graph("Pad", &[ints("pads", &[0; 8]), text("mode", "reflect")]).contains("reflect"));
     assert!(graph("Cast", &[int("to", 7)]).contains("int64"));
@@ -231,7 +297,9 @@ fn constants_are_read_however_they_are_written() {
         half(data_type::BFLOAT16, [0x3f00, 0xbfc0]),
     ];
     for way in ways {
-        let mut graph = Graph::new([2, 1, 1]).node("Mul", &["x", "w"], "h", &[]).flat("h");
+        let mut graph = Graph::new([2, 1, 1])
+            .node("Mul", &["x", "w"], "h", &[])
+            .flat("h");
         graph.constants.push(way);
         let pixels = graph.pixels();
         let expected: Vec<f64> = (0..6).map(|i| pixels[i] * [0.5, -1.5][i % 2]).collect();
@@ -252,15 +320,23 @@ fn constants_are_read_however_they_are_written() {
     let path = folder.path().join("graph.onnx");
     std::fs::write(folder.path().join("weights"), [&[9; 4][..], &raw].concat()).unwrap();
     let open = |constant: TensorProto| {
-        let mut graph = Graph::new([2, 1, 1]).node("Mul", &["x", "w"], "h", &[]).flat("h");
+        let mut graph = Graph::new([2, 1, 1])
+            .node("Mul", &["x", "w"], "h", &[])
+            .flat("h");
         graph.constants.push(constant);
         std::fs::write(&path, graph.proto().encode_to_vec()).unwrap();
-        assert!(graph.complaint().contains("by its path"), "{}", graph.complaint());
+        assert!(
+            graph.complaint().contains("by its path"),
+            "{}",
+            graph.complaint()
+        );
         OnnxModel::open(&path, &Options::default())
     };
     let model = open(outside("weights", "4")).unwrap();
     let x = Pixels::new(Tensor::ones((1, 2, 1, 1), DType::F32, &Device::Cpu).unwrap()).unwrap();
-    let logits = model.logits(&x, &Run::new(0, &Device::Cpu).eval(&[0])).unwrap();
+    let logits = model
+        .logits(&x, &Run::new(0, &Device::Cpu).eval(&[0]))
+        .unwrap();
     assert_eq!(crate::support::list(&logits), [0.5, -1.5]);
     for (location, offset, word) in [
         ("weights", "5", "needed"),
@@ -304,9 +380,19 @@ fn a_summary_says_what_is_in_a_file() {
     });
     std::fs::write(&path, file.encode_to_vec()).unwrap();
     let summary = Summary::open(&path).unwrap();
-    assert_eq!((&summary.producer[..], summary.opset), ("by hand", Some(17)));
+    assert_eq!(
+        (&summary.producer[..], summary.opset),
+        ("by hand", Some(17))
+    );
     assert_eq!(summary.inputs, ["x: float32 (n, 2, 4, 4)"]);
     assert_eq!(summary.constants, [("c".to_owned(), vec![2, 1, 1])]);
-    let operations: Vec<_> = summary.operations.iter().map(|(op, n)| (&op[..], *n)).collect();
-    assert_eq!(operations, [("Flatten", 1), ("LSTM", 1), ("com.example.Crop", 1)]);
+    let operations: Vec<_> = summary
+        .operations
+        .iter()
+        .map(|(op, n)| (&op[..], *n))
+        .collect();
+    assert_eq!(
+        operations,
+        [("Flatten", 1), ("LSTM", 1), ("com.example.Crop", 1)]
+    );
 }

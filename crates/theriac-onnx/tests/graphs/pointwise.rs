@@ -40,15 +40,27 @@ fn functions_of_each_value_are_their_formulas() {
     let alpha = |a| vec![float("alpha", a)];
     let cases: Vec<Case> = vec![
         ("Relu", vec![], |x| x.max(0.0)),
-        ("LeakyRelu", vec![], |x| if x > 0.0 { x } else { f64::from(0.01f32) * x }),
-        ("LeakyRelu", alpha(0.25), |x| if x > 0.0 { x } else { 0.25 * x }),
-        ("Elu", alpha(0.5), |x| if x > 0.0 { x } else { 0.5 * (x.exp() - 1.0) }),
-        ("Selu", vec![float("alpha", 2.0), float("gamma", 0.5)], |x| {
-            0.5 * if x > 0.0 { x } else { 2.0 * (x.exp() - 1.0) }
+        ("LeakyRelu", vec![], |x| {
+            if x > 0.0 { x } else { f64::from(0.01f32) * x }
         }),
+        (
+            "LeakyRelu",
+            alpha(0.25),
+            |x| if x > 0.0 { x } else { 0.25 * x },
+        ),
+        ("Elu", alpha(0.5), |x| {
+            if x > 0.0 { x } else { 0.5 * (x.exp() - 1.0) }
+        }),
+        (
+            "Selu",
+            vec![float("alpha", 2.0), float("gamma", 0.5)],
+            |x| 0.5 * if x > 0.0 { x } else { 2.0 * (x.exp() - 1.0) },
+        ),
         ("Sigmoid", vec![], sigmoid),
         ("Tanh", vec![], f64::tanh),
-        ("HardSigmoid", vec![float("alpha", 0.25)], |x| (0.25 * x + 0.5).clamp(0.0, 1.0)),
+        ("HardSigmoid", vec![float("alpha", 0.25)], |x| {
+            (0.25 * x + 0.5).clamp(0.0, 1.0)
+        }),
         ("HardSwish", vec![], |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0)),
         ("Softplus", vec![], |x| x.exp().ln_1p()),
         ("Abs", vec![], f64::abs),
@@ -66,7 +78,11 @@ fn functions_of_each_value_are_their_formulas() {
     ];
     for (op, attributes, formula) in cases {
         let graph = stretched(op, &["h"], &attributes);
-        let expected: Vec<f64> = graph.pixels().iter().map(|x| formula((x - 0.5) * 8.0)).collect();
+        let expected: Vec<f64> = graph
+            .pixels()
+            .iter()
+            .map(|x| formula((x - 0.5) * 8.0))
+            .collect();
         graph.check(&expected);
     }
     for (op, formula) in [("Log", f64::ln as fn(f64) -> f64), ("Sqrt", f64::sqrt)] {
@@ -79,11 +95,18 @@ fn functions_of_each_value_are_their_formulas() {
 #[test]
 fn functions_with_constants_are_their_formulas() {
     let check = |graph: Graph, formula: &dyn Fn(f64) -> f64| {
-        let expected: Vec<f64> = graph.pixels().iter().map(|x| formula((x - 0.5) * 8.0)).collect();
+        let expected: Vec<f64> = graph
+            .pixels()
+            .iter()
+            .map(|x| formula((x - 0.5) * 8.0))
+            .collect();
         graph.check(&expected);
     };
     let clip = stretched("Clip", &["h", "low", "high"], &[]);
-    check(clip.floats("low", &[], &[-1.0]).floats("high", &[], &[2.0]), &|x| x.clamp(-1.0, 2.0));
+    check(
+        clip.floats("low", &[], &[-1.0]).floats("high", &[], &[2.0]),
+        &|x| x.clamp(-1.0, 2.0),
+    );
     let old = stretched("Clip", &["h"], &[float("min", 0.0), float("max", 6.0)]);
     check(old, &|x| x.clamp(0.0, 6.0));
     let half = stretched("Clip", &["h", "", "high"], &[]).floats("high", &[], &[1.0]);
@@ -103,7 +126,11 @@ fn prelu_has_a_slope_for_each_channel() {
     let graph = stretched("PRelu", &["h", "slopes"], &[]).floats("slopes", &[2, 1, 1], &[0.1, 0.7]);
     let formula = |(i, x): (usize, &f64)| {
         let x = (x - 0.5) * 8.0;
-        if x > 0.0 { x } else { [0.1, 0.7][i / 6 % 2] * x }
+        if x > 0.0 {
+            x
+        } else {
+            [0.1, 0.7][i / 6 % 2] * x
+        }
     };
     let expected: Vec<f64> = graph.pixels().iter().enumerate().map(formula).collect();
     graph.check(&expected);
@@ -116,13 +143,21 @@ fn derivatives_where_a_function_bends_are_those_of_pytorch() {
     let bounds = |low, high| vec![float("min", low), float("max", high)];
     let cases: [(&str, Vec<AttributeProto>, Vec<f64>); 7] = [
         ("Relu", vec![], vec![0.0, 0.0, 1.0]),
-        ("LeakyRelu", vec![float("alpha", 0.25)], vec![0.25, 0.25, 1.0]),
+        (
+            "LeakyRelu",
+            vec![float("alpha", 0.25)],
+            vec![0.25, 0.25, 1.0],
+        ),
         ("Abs", vec![], vec![-1.0, 0.0, 1.0]),
         // torch.clamp: 1 at its bounds. -4 is a bound, 4 is outside.
         ("Clip", bounds(-4.0, 0.0), vec![1.0, 1.0, 0.0]),
         // ReLU6: 0 at its bounds.
         ("Clip", bounds(0.0, 6.0), vec![0.0, 0.0, 1.0]),
-        ("HardSigmoid", vec![float("alpha", 0.125)], vec![0.0, 0.125, 0.0]),
+        (
+            "HardSigmoid",
+            vec![float("alpha", 0.125)],
+            vec![0.0, 0.125, 0.0],
+        ),
         ("HardSwish", vec![], vec![0.0, 0.5, 1.0]),
     ];
     for (op, attributes, expected) in cases {
@@ -144,7 +179,16 @@ fn derivatives_where_a_function_bends_are_those_of_pytorch() {
 /// Nothing overflows on the way to a finite value or derivative.
 #[test]
 fn large_arguments_give_finite_derivatives() {
-    for op in ["Sigmoid", "Tanh", "Softplus", "Elu", "Selu", "Gelu", "HardSwish", "LogSoftmax"] {
+    for op in [
+        "Sigmoid",
+        "Tanh",
+        "Softplus",
+        "Elu",
+        "Selu",
+        "Gelu",
+        "HardSwish",
+        "LogSoftmax",
+    ] {
         let graph = Graph::new([1, 1, 2])
             .floats("large", &[], &[400.0])
             .floats("half", &[], &[0.5])
@@ -252,8 +296,13 @@ fn batch_norm_uses_the_running_statistics() {
             .floats("var", &[n], &noise("var", n as usize, 0.5, 1.5))
     };
     let formula = |x: f64, c: usize, n: usize| {
-        let [gamma, beta, mean, var] = [("gamma", 0.5, 1.5), ("beta", -1.0, 1.0), ("mean", -1.0, 1.0), ("var", 0.5, 1.5)]
-            .map(|(name, low, high)| noise(name, n, low, high)[c]);
+        let [gamma, beta, mean, var] = [
+            ("gamma", 0.5, 1.5),
+            ("beta", -1.0, 1.0),
+            ("mean", -1.0, 1.0),
+            ("var", 0.5, 1.5),
+        ]
+        .map(|(name, low, high)| noise(name, n, low, high)[c]);
         gamma * (x - mean) / (var + 0.125).sqrt() + beta
     };
     let inputs = ["x", "gamma", "beta", "mean", "var"];
@@ -275,7 +324,9 @@ fn batch_norm_uses_the_running_statistics() {
     let pixels = graph.pixels();
     let w = noise("w", 36, -1.0, 1.0);
     let out = |n: usize, k: usize| -> f64 {
-        (0..12).map(|i| formula(pixels[n * 12 + i], i, 12) * w[i * 3 + k]).sum()
+        (0..12)
+            .map(|i| formula(pixels[n * 12 + i], i, 12) * w[i * 3 + k])
+            .sum()
     };
     let expected: Vec<f64> = (0..9).map(|i| out(i / 3, i % 3)).collect();
     graph.check(&expected);
@@ -295,10 +346,14 @@ fn fully_connected_layers_are_their_sums() {
         (0..9).map(|i| sum(i / 3, i % 3)).collect()
     };
     let gemm = flat().floats("w", &[12, 3], &w).floats("c", &[3], &c);
-    gemm.node("Gemm", &["f", "w", "c"], "y", &[]).check(&sums(1.0, 1.0));
+    gemm.node("Gemm", &["f", "w", "c"], "y", &[])
+        .check(&sums(1.0, 1.0));
     let attributes = [int("transB", 1), float("alpha", 0.5), float("beta", 2.0)];
-    let gemm = flat().floats("w", &[3, 12], &turned).floats("c", &[1, 3], &c);
-    gemm.node("Gemm", &["f", "w", "c"], "y", &attributes).check(&sums(0.5, 2.0));
+    let gemm = flat()
+        .floats("w", &[3, 12], &turned)
+        .floats("c", &[1, 3], &c);
+    gemm.node("Gemm", &["f", "w", "c"], "y", &attributes)
+        .check(&sums(0.5, 2.0));
     let matmul = flat().floats("w", &[12, 3], &w).floats("c", &[3], &c);
     matmul
         .node("MatMul", &["f", "w"], "h", &[])
@@ -330,14 +385,26 @@ fn matrices_multiply() {
 
 #[test]
 fn softmax_is_left_out_at_the_end_and_computed_elsewhere() {
-    let last = Graph::new([3, 1, 1]).node("Softmax", &["x"], "p", &[int("axis", 1)]).flat("p");
+    let last = Graph::new([3, 1, 1])
+        .node("Softmax", &["x"], "p", &[int("axis", 1)])
+        .flat("p");
     let pixels = last.pixels();
     last.check(&pixels);
     let notes = last.read(DType::F32).unwrap().notes;
-    assert!(notes.len() == 1 && notes[0].contains("Softmax"), "{notes:?}");
+    assert!(
+        notes.len() == 1 && notes[0].contains("Softmax"),
+        "{notes:?}"
+    );
 
-    let log = Graph::new([3, 1, 1]).node("LogSoftmax", &["x"], "p", &[int("axis", 1)]).flat("p");
-    let total = |i: usize| pixels[i / 3 * 3..i / 3 * 3 + 3].iter().map(|x| x.exp()).sum::<f64>();
+    let log = Graph::new([3, 1, 1])
+        .node("LogSoftmax", &["x"], "p", &[int("axis", 1)])
+        .flat("p");
+    let total = |i: usize| {
+        pixels[i / 3 * 3..i / 3 * 3 + 3]
+            .iter()
+            .map(|x| x.exp())
+            .sum::<f64>()
+    };
     let expected: Vec<f64> = (0..9).map(|i| pixels[i] - total(i).ln()).collect();
     log.check(&expected);
 
@@ -345,7 +412,9 @@ fn softmax_is_left_out_at_the_end_and_computed_elsewhere() {
         .node("Softmax", &["x"], "p", &[int("axis", 1)])
         .node("Mul", &["p", "p"], "h", &[])
         .flat("h");
-    let expected: Vec<f64> = (0..9).map(|i| (pixels[i].exp() / total(i)).powi(2)).collect();
+    let expected: Vec<f64> = (0..9)
+        .map(|i| (pixels[i].exp() / total(i)).powi(2))
+        .collect();
     inner.check(&expected);
 
     // Before version 13: over the axis and all behind it.
@@ -359,8 +428,15 @@ fn softmax_is_left_out_at_the_end_and_computed_elsewhere() {
 
 #[test]
 fn local_and_layer_norm_are_their_formulas() {
-    let attributes = [int("size", 3), float("alpha", 0.5), float("beta", 0.75), float("bias", 2.0)];
-    let graph = Graph::new([4, 1, 2]).node("LRN", &["x"], "h", &attributes).flat("h");
+    let attributes = [
+        int("size", 3),
+        float("alpha", 0.5),
+        float("beta", 0.75),
+        float("bias", 2.0),
+    ];
+    let graph = Graph::new([4, 1, 2])
+        .node("LRN", &["x"], "h", &attributes)
+        .flat("h");
     let pixels = graph.pixels();
     let at = |n: usize, c: usize, p: usize| pixels[(n * 4 + c) * 2 + p];
     let value = |i: usize| {
@@ -376,7 +452,12 @@ fn local_and_layer_norm_are_their_formulas() {
     let graph = Graph::new([2, 1, 3])
         .floats("scale", &[3], &scale)
         .floats("bias", &[3], &bias)
-        .node("LayerNormalization", &["x", "scale", "bias"], "h", &[float("epsilon", 0.125)])
+        .node(
+            "LayerNormalization",
+            &["x", "scale", "bias"],
+            "h",
+            &[float("epsilon", 0.125)],
+        )
         .flat("h");
     let pixels = graph.pixels();
     let value = |i: usize| {

@@ -1,15 +1,20 @@
 //! What only moves values, and shapes that are computed.
 
-use candle_core::DType;
-use theriac::Classifier as _;
+use candle_core::{DType, Device, Tensor};
+use prost::Message as _;
+use theriac::Run;
+use theriac_onnx::{OnnxModel, Options};
 
-use crate::support::{Graph, int, ints, noise, text};
+use crate::support::{Graph, assert_close, int, ints, list, noise, text};
 
 const DIMS: [i64; 3] = [2, 2, 3];
 
 /// A graph whose logits are its pixels at these places of one image.
 fn moves(graph: &Graph, places: &[usize]) {
-    let (pixels, size) = (graph.pixels(), graph.image[1..].iter().product::<i64>() as usize);
+    let (pixels, size) = (
+        graph.pixels(),
+        graph.image[1..].iter().product::<i64>() as usize,
+    );
     let image = |n: usize| places.iter().map(move |i| n * size + i);
     let expected: Vec<f64> = (0..3).flat_map(image).map(|i| pixels[i]).collect();
     graph.check(&expected);
@@ -29,12 +34,20 @@ fn every_way_to_flatten_is_known() {
         moves(&reshape(&target), &all());
     }
     moves(&Graph::new(DIMS).flat("x"), &all());
-    moves(&Graph::new(DIMS).node("Flatten", &["x"], "y", &[int("axis", -3)]), &all());
+    moves(
+        &Graph::new(DIMS).node("Flatten", &["x"], "y", &[int("axis", -3)]),
+        &all(),
+    );
     let through = |target: &[i64]| {
         let graph = Graph::new(DIMS).ints("s", target);
         graph.node("Reshape", &["x", "s"], "h", &[]).flat("h")
     };
-    for target in [&[0, 0, -1][..], &[-1, 6, 2], &[0, 4, 3, 1], &[1, 2, 3, 2, 1]] {
+    for target in [
+        &[0, 0, -1][..],
+        &[-1, 6, 2],
+        &[0, 4, 3, 1],
+        &[1, 2, 3, 2, 1],
+    ] {
         moves(&through(target), &all());
     }
 }
@@ -43,9 +56,10 @@ fn every_way_to_flatten_is_known() {
 #[test]
 fn a_fixed_batch_is_any_batch() {
     for fixed in [1, 4] {
-        let mut graph = Graph::new(DIMS)
-            .ints("s", &[fixed, 12])
-            .node("Reshape", &["x", "s"], "y", &[]);
+        let mut graph =
+            Graph::new(DIMS)
+                .ints("s", &[fixed, 12])
+                .node("Reshape", &["x", "s"], "y", &[]);
         graph.image[0] = fixed;
         moves(&graph, &all());
     }
@@ -79,7 +93,12 @@ fn shapes_that_exporters_compute_are_constants() {
         .node("Unsqueeze", &["h0", "zero"], "h1", &[])
         .ints("zero", &[0])
         .ints("minus", &[-1])
-        .node("Concat", &["n", "c0", "h1", "minus"], "s", &[int("axis", 0)])
+        .node(
+            "Concat",
+            &["n", "c0", "h1", "minus"],
+            "s",
+            &[int("axis", 0)],
+        )
         .node("Reshape", &["x", "s"], "z", &[])
         .flat("z");
     moves(&product, &all());
@@ -101,7 +120,11 @@ fn axes_come_and_go() {
         .node("Relu", &["h"], "r", &[])
         .flat("r");
     // axes 1 and 4 of four dimensions do not exist.
-    assert!(through.complaint().contains("axis 4"), "{}", through.complaint());
+    assert!(
+        through.complaint().contains("axis 4"),
+        "{}",
+        through.complaint()
+    );
     let through = Graph::new([12, 1, 1])
         .ints("a", &[3, 2])
         .ints("b", &[1, 2])
@@ -121,34 +144,47 @@ fn transposed_values_are_read_in_their_new_order() {
     moves(&graph, &places);
 }
 
-/// A file that takes (N, H, W, C) gets its images in that order.
+/// A file that takes (N, H, W, C) gets its images in that order; the model takes (N, C, H, W).
 #[test]
 fn channels_may_come_last() {
-    let mut graph = Graph::new([3, 2, 2])
-        .node("Transpose", &["x"], "t", &[ints("perm", &[0, 3, 1, 2])])
+    let scaled = |image: [i64; 3]| {
+        let graph = Graph::new(image).floats("two", &[], &[2.0]);
+        graph.node("Mul", &["x", "two"], "s", &[])
+    };
+    let turned = scaled([3, 2, 4])
+        .node("Transpose", &["s"], "t", &[ints("perm", &[0, 3, 1, 2])])
         .flat("t");
-    // (C, H, W) is what the model takes; the file says (N, H, W, C).
-    let places: Vec<usize> = (0..12).collect();
-    let mut file = graph.proto();
-    let input = crate::support::image("x", &[-1, 2, 2, 3]);
-    file.graph.as_mut().unwrap().input = vec![input];
-    let bytes = prost::Message::encode_to_vec(&file);
-    let model = theriac_onnx::OnnxModel::from_bytes("last", &bytes, &Default::default()).unwrap();
-    assert_eq!((model.image, model.classes()), ([3, 2, 2], 12));
-    let pixels = graph.pixels();
-    let x = candle_core::Tensor::from_vec(pixels.clone(), (3, 3, 2, 2), &candle_core::Device::Cpu);
-    let x = x.unwrap().to_dtype(DType::F32).unwrap();
-    let run = theriac::Run::new(0, &candle_core::Device::Cpu);
-    let logits = model.network.forward(&x, &run.eval(&[0, 1, 2])).unwrap();
-    let expected: Vec<f64> = (0..3).flat_map(|n| places.iter().map(move |i| n * 12 + i)).map(|i| pixels[i]).collect();
-    crate::support::assert_close(&crate::support::list(&logits), &expected, 1e-6);
-    graph.image[0] = 1;
+    // Of one channel, tools write a reshape instead.
+    let reshaped = scaled([1, 2, 4])
+        .ints("grey", &[-1, 1, 2, 4])
+        .node("Reshape", &["s", "grey"], "t", &[])
+        .flat("t");
+    for (graph, channels) in [(turned, 3), (reshaped, 1)] {
+        let mut file = graph.proto();
+        let input = crate::support::image("x", &[-1, 2, 4, channels]);
+        file.graph.as_mut().unwrap().input = vec![input];
+        let bytes = file.encode_to_vec();
+        let model = OnnxModel::from_bytes("last", &bytes, &Options::default()).unwrap();
+        let channels = channels as usize;
+        assert_eq!(model.image, [channels, 2, 4]);
+        let pixels = graph.pixels();
+        let expected: Vec<f64> = pixels.iter().map(|x| 2.0 * x).collect();
+        let x = Tensor::from_vec(pixels, (3, channels, 2, 4), &Device::Cpu).unwrap();
+        let (x, run) = (x.to_dtype(DType::F32).unwrap(), Run::new(0, &Device::Cpu));
+        let logits = model.network.forward(&x, &run.eval(&[0, 1, 2])).unwrap();
+        assert_close(&list(&logits), &expected, 1e-6);
+    }
 }
 
 #[test]
 fn parts_are_cut_out_and_put_together() {
     let halves = Graph::new(DIMS)
-        .node("Split", &["x"], "a b", &[int("axis", 1), ints("split", &[1, 1])])
+        .node(
+            "Split",
+            &["x"],
+            "a b",
+            &[int("axis", 1), ints("split", &[1, 1])],
+        )
         .node("Concat", &["b", "a"], "h", &[int("axis", 1)])
         .flat("h");
     moves(&halves, &[6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5]);
@@ -158,7 +194,12 @@ fn parts_are_cut_out_and_put_together() {
         .flat("b");
     moves(&uneven, &[1, 2, 4, 5, 7, 8, 10, 11]);
     let even = Graph::new(DIMS)
-        .node("Split", &["x"], "a b", &[int("axis", -1), int("num_outputs", 2)])
+        .node(
+            "Split",
+            &["x"],
+            "a b",
+            &[int("axis", -1), int("num_outputs", 2)],
+        )
         .flat("b");
     moves(&even, &[2, 5, 8, 11]);
 
@@ -174,7 +215,11 @@ fn parts_are_cut_out_and_put_together() {
     moves(&slice(&[1], &[i64::MAX], &[1], &[1]), &[6, 7, 8, 9, 10, 11]);
     moves(&slice(&[0, -2], &[1, -1], &[1, 3], &[1, 1]), &[1, 4]);
     moves(&slice(&[0], &[3], &[3], &[2]), &[0, 2, 3, 5, 6, 8, 9, 11]);
-    let old = [ints("starts", &[0, 1]), ints("ends", &[1, 2]), ints("axes", &[0, 1])];
+    let old = [
+        ints("starts", &[0, 1]),
+        ints("ends", &[1, 2]),
+        ints("axes", &[0, 1]),
+    ];
     let mut old = Graph::new(DIMS).node("Slice", &["x"], "h", &old).flat("h");
     old.opset = 9;
     moves(&old, &[6, 7, 8, 9, 10, 11]);
@@ -223,16 +268,27 @@ fn padding_surrounds_a_value() {
             _ => pixels[((n * 2 + c) * 2 + row - 1) * 3 + column],
         };
         let place = |i: usize| (i / 24, i / 12 % 2, i / 4 % 3, i % 4);
-        (0..72).map(place).map(|(n, c, row, column)| value(n, c, row, column)).collect()
+        (0..72)
+            .map(place)
+            .map(|(n, c, row, column)| value(n, c, row, column))
+            .collect()
     };
     let pads = [0, 0, 1, 0, 0, 0, 0, 1];
-    let zeros = Graph::new(DIMS).ints("p", &pads).node("Pad", &["x", "p"], "h", &[]).flat("h");
+    let zeros = Graph::new(DIMS)
+        .ints("p", &pads)
+        .node("Pad", &["x", "p"], "h", &[])
+        .flat("h");
     zeros.check(&expected(&zeros.pixels(), 0.0));
     let seven = Graph::new(DIMS)
         .ints("p", &[1, 0, 0, 1])
         .ints("a", &[2, 3])
         .floats("v", &[], &[7.0])
-        .node("Pad", &["x", "p", "v", "a"], "h", &[text("mode", "constant")])
+        .node(
+            "Pad",
+            &["x", "p", "v", "a"],
+            "h",
+            &[text("mode", "constant")],
+        )
         .flat("h");
     seven.check(&expected(&seven.pixels(), 7.0));
 }
@@ -284,12 +340,13 @@ fn branches_meet_again() {
         }
     };
     let base = graph(false).read(DType::F64).unwrap();
-    let run = theriac::Run::new(0, &candle_core::Device::Cpu);
-    let pixels = graph(false).pixels();
-    let x = candle_core::Tensor::from_vec(pixels, (3, 2, 2, 3), &candle_core::Device::Cpu).unwrap();
-    let f = crate::support::list(&base.network.forward(&x, &run.eval(&[0, 1, 2])).unwrap());
+    let run = Run::new(0, &Device::Cpu);
+    let x = Tensor::from_vec(graph(false).pixels(), (3, 2, 2, 3), &Device::Cpu).unwrap();
+    let f = list(&base.network.forward(&x, &run.eval(&[0, 1, 2])).unwrap());
     let value = |i: usize| {
-        let sum: f64 = (0..12).map(|k| f[i / 12 * 12 + k] * v[k * 12 + i % 12]).sum();
+        let sum: f64 = (0..12)
+            .map(|k| f[i / 12 * 12 + k] * v[k * 12 + i % 12])
+            .sum();
         sum.max(0.0) + f[i]
     };
     let expected: Vec<f64> = (0..36).map(value).collect();

@@ -133,7 +133,10 @@ impl Graph {
         let single = x.to_dtype(DType::F32).unwrap();
         let together = narrow.logits(&single, &run.eval(&ids)).unwrap();
         assert_close(&list(&together), expected, 1e-5);
-        let apart = narrow.network.step_by_step(single.tensor(), &run.eval(&ids)).unwrap();
+        let apart = narrow
+            .network
+            .step_by_step(single.tensor(), &run.eval(&ids))
+            .unwrap();
         assert_close(&list(&apart), expected, 1e-5);
         let labels = Labels::new(&[0, 1, 0], wide.classes(), &Device::Cpu).unwrap();
         contract::classifier(&wide, &x, &labels).unwrap();
@@ -211,6 +214,9 @@ pub(crate) fn assert_close(actual: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(actual.len(), expected.len());
     let scale = expected.iter().fold(1f64, |m, v| m.max(v.abs()));
     for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
-        assert!((a - e).abs() <= tolerance * scale, "at {i}: {a}, expected {e}");
+        assert!(
+            (a - e).abs() <= tolerance * scale,
+            "at {i}: {a}, expected {e}"
+        );
     }
 }

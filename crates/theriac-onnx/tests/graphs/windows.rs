@@ -54,7 +54,12 @@ impl Window {
     }
 }
 
-fn window(kernel: [usize; 2], stride: [usize; 2], dilation: [usize; 2], pads: [usize; 4]) -> Window {
+fn window(
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+    pads: [usize; 4],
+) -> Window {
     Window {
         kernel,
         stride,
@@ -64,7 +69,11 @@ fn window(kernel: [usize; 2], stride: [usize; 2], dilation: [usize; 2], pads: [u
 }
 
 /// `f(image, channel, output row, output column)` for all of the batch, in order.
-fn each(channels: usize, outputs: [usize; 2], f: impl Fn(usize, usize, usize, usize) -> f64) -> Vec<f64> {
+fn each(
+    channels: usize,
+    outputs: [usize; 2],
+    f: impl Fn(usize, usize, usize, usize) -> f64,
+) -> Vec<f64> {
     let mut all = Vec::new();
     for n in 0..3 {
         for c in 0..channels {
@@ -113,7 +122,8 @@ fn convolutions_are_their_sums() {
             for c in 0..inputs {
                 for ([u, v], place) in window.pixels(row, column) {
                     let channel = o / (outputs / groups) * inputs + c;
-                    sum += weight[((o * inputs + c) * kh + u) * kw + v] * at(&pixels, n, channel, place);
+                    sum += weight[((o * inputs + c) * kh + u) * kw + v]
+                        * at(&pixels, n, channel, place);
                 }
             }
             sum
@@ -168,13 +178,20 @@ fn pools_are_their_windows() {
         let pixels = graph.pixels();
         let values = |n, c, row, column| -> Vec<f64> {
             let pixels = window.pixels(row, column).into_iter();
-            pixels.map(|(_, place)| at(&graph.pixels(), n, c, place)).collect()
+            pixels
+                .map(|(_, place)| at(&graph.pixels(), n, c, place))
+                .collect()
         };
         assert_eq!(pixels.len(), 3 * 4 * 7 * 6);
         let largest = each(4, outputs, |n, c, row, column| {
-            values(n, c, row, column).into_iter().fold(f64::MIN, f64::max)
+            values(n, c, row, column)
+                .into_iter()
+                .fold(f64::MIN, f64::max)
         });
-        let max = graph.clone().node("MaxPool", &["x"], "h", &attributes).flat("h");
+        let max = graph
+            .clone()
+            .node("MaxPool", &["x"], "h", &attributes)
+            .flat("h");
         max.check(&largest);
         for padding in [false, true] {
             let mean = each(4, outputs, |n, c, row, column| {
@@ -220,7 +237,9 @@ fn windows_that_reach_beyond_the_image_count_its_pixels_alone() {
             window.map(|(_, place)| at(&pixels, n, c, place)).collect()
         };
         let largest = each(4, sizes, |n, c, row, column| {
-            values(n, c, row, column).into_iter().fold(f64::MIN, f64::max)
+            values(n, c, row, column)
+                .into_iter()
+                .fold(f64::MIN, f64::max)
         });
         let max = graph.clone().node("MaxPool", &["x"], "h", &attributes);
         max.flat("h").check(&largest);
@@ -238,18 +257,28 @@ fn windows_that_reach_beyond_the_image_count_its_pixels_alone() {
 fn global_pools_take_all_pixels() {
     let graph = Graph::new(DIMS);
     let pixels = graph.pixels();
-    let channel = |n, c| -> Vec<f64> {
-        (0..42).map(|i| at(&pixels, n, c, [i / 6, i % 6])).collect()
-    };
-    let mean = each(4, [1, 1], |n, c, _, _| channel(n, c).iter().sum::<f64>() / 42.0);
-    let largest = each(4, [1, 1], |n, c, _, _| channel(n, c).into_iter().fold(f64::MIN, f64::max));
+    let channel =
+        |n, c| -> Vec<f64> { (0..42).map(|i| at(&pixels, n, c, [i / 6, i % 6])).collect() };
+    let mean = each(4, [1, 1], |n, c, _, _| {
+        channel(n, c).iter().sum::<f64>() / 42.0
+    });
+    let largest = each(4, [1, 1], |n, c, _, _| {
+        channel(n, c).into_iter().fold(f64::MIN, f64::max)
+    });
     let global = |op| graph.clone().node(op, &["x"], "h", &[]).flat("h");
     global("GlobalAveragePool").check(&mean);
     global("GlobalMaxPool").check(&largest);
     let axes = [ints("axes", &[2, 3]), int("keepdims", 0)];
-    graph.clone().node("ReduceMean", &["x"], "y", &axes).check(&mean);
+    graph
+        .clone()
+        .node("ReduceMean", &["x"], "y", &axes)
+        .check(&mean);
     let axes = [ints("axes", &[-1, 2])];
-    graph.clone().node("ReduceMean", &["x"], "h", &axes).flat("h").check(&mean);
+    graph
+        .clone()
+        .node("ReduceMean", &["x"], "h", &axes)
+        .flat("h")
+        .check(&mean);
     let rows = each(4, [1, 6], |n, c, _, column| {
         (0..7).map(|row| at(&pixels, n, c, [row, column])).sum()
     });
