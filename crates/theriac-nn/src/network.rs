@@ -333,7 +333,9 @@ impl Network {
             Kind::Join(_, more) => more,
             _ => &[],
         };
-        [self.steps[i].input].into_iter().chain(others.iter().copied())
+        [self.steps[i].input]
+            .into_iter()
+            .chain(others.iter().copied())
     }
 
     /// The result of step i from earlier values.
@@ -578,6 +580,48 @@ mod tests {
             parts(3, params.frozen(), Mode::Eval)?,
             [(0, 5, true), (6, 6, false), (7, 10, true)]
         );
+        Ok(())
+    }
+
+    /// `relu(a(x)) b(relu(a(x)))` between two stretches.
+    fn joined(vb: VarBuilder) -> Result<Network> {
+        let mut net = Network::new(0);
+        let conv = |i, o| Conv::new(i, o, 3).padding(1);
+        let h = net.layer(net.image(), Plain.conv(&conv(2, 4), vb.pp("a"))?);
+        let h = net.relu(h);
+        let g = net.layer(h, Plain.conv(&conv(4, 4), vb.pp("b"))?);
+        let h = net.join(h, &[g], |v| Ok((&v[0] * &v[1])?));
+        let h = net.flatten(h);
+        net.layer(h, Plain.linear(&Linear::new(144, 3), vb.pp("fc"))?);
+        Ok(net.with_classes(3))
+    }
+
+    #[test]
+    fn a_join_runs_between_stretches_with_its_gradients() -> Result<()> {
+        let (run, ids) = (Run::new(0, &Device::Cpu), [0, 1, 2, 3, 4]);
+        let pass = run.eval(&ids);
+        let values = |dtype| -> Result<Vec<f64>> {
+            let net = joined(Params::new(0, dtype, &Device::Cpu).frozen())?;
+            assert_eq!(net.classes(), 3);
+            let square = |x: &Pixels| Ok(net.logits(x, &pass)?.sqr()?.sum(1)?);
+            let (value, slopes) = gradient(&images(dtype)?, &pass, square)?;
+            let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+            Ok([flat(&value)?, flat(&slopes)?].concat())
+        };
+        let net = joined(Params::new(0, DType::F32, &Device::Cpu).frozen())?;
+        let parts = net.parts(&net.forms(&pass)?);
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|p| (p.first, p.last, p.together))
+            .collect();
+        assert_eq!(
+            parts,
+            [(0, 1, true), (2, 2, true), (3, 3, false), (4, 5, true)]
+        );
+        // In f64 every step runs on its own.
+        for (a, e) in values(DType::F32)?.iter().zip(values(DType::F64)?) {
+            assert!((a - e).abs() < 1e-5, "{a} against {e}");
+        }
         Ok(())
     }
 

@@ -115,7 +115,7 @@ macro_rules! refuse {
 
 /// Refuses with a reason unless something holds.
 macro_rules! require {
-    ($holds:expr, $($text:tt)*) => { if !$holds { $crate::error::refuse!($($text)*) } };
+    ($holds:expr, $($text:tt)*) => { match $holds { true => {} false => $crate::error::refuse!($($text)*) } };
 }
 
 pub(crate) use {refuse, require};

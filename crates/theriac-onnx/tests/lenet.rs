@@ -1,4 +1,5 @@
 //! A file as the exporter of PyTorch writes it (`data/export.py`), against PyTorch.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;

@@ -13,7 +13,7 @@ The models, with the packages that they are in:
 
 Others can be added: every model in the folder is compared. Beside NAME.onnx is written
 NAME.safetensors with images, logits, and slopes of one logit by single pixels, as central
-differences.
+differences with the steps beside them.
 """
 
 import subprocess
@@ -136,14 +136,15 @@ def compare(path: Path) -> None:
         return session.run(None, {entry.name: image})[0].reshape(-1).astype(np.float64)
 
     logits = np.stack([run(image) for image in images])
-    places, slopes = differences(run, images[0])
-    tensors = {"images": images, "logits": logits, "places": places, "slopes": slopes}
+    tensors = {"images": images, "logits": logits, **differences(run, images[0], logits[0])}
     save_file(tensors, beside)
-    print(f"{path.stem}: {images.shape} to {logits.shape}, {len(places)} slopes", flush=True)
+    count = len(tensors["slopes"])
+    print(f"{path.stem}: {images.shape} to {logits.shape}, {count} slopes", flush=True)
 
 
-def differences(run, image):
-    """Slopes of the first logit by pixels (channel, row, column), where two step sizes agree."""
+def differences(run, image, logits):
+    """Slopes of the first logit by pixels (channel, row, column), where two step sizes agree and
+    rounding is far below."""
     random = np.random.default_rng(1)
 
     def slope(place, h):
@@ -155,19 +156,23 @@ def differences(run, image):
 
     places = [tuple(int(random.integers(n)) for n in image.shape) for _ in range(40)]
     found = [(place, slope(place, 0.02)) for place in places]
-    largest = max(abs(rough) for _, rough in found)
+    largest, noise = max(abs(rough) for _, rough in found), 1e-7 * abs(logits).max()
     clear = []
     for place, rough in found:
         for h in [0.01, 0.005, 0.0025, 0.00125]:
             fine = slope(place, h)
-            if abs(rough - fine) < 0.02 * abs(fine) and abs(fine) > 0.1 * largest:
-                clear.append((place, fine))
+            smooth = abs(rough - fine) < 0.02 * abs(fine) and noise / h < 0.05 * abs(fine)
+            if smooth and abs(fine) > 0.1 * largest:
+                clear.append((place, fine, h))
                 break
             rough = fine
         if len(clear) == PIXELS:
             break
-    places = np.array([p for p, _ in clear], np.uint32).reshape(-1, 3)
-    return places, np.array([f for _, f in clear], np.float64)
+    return {
+        "places": np.array([p for p, _, _ in clear], np.uint32).reshape(-1, 3),
+        "slopes": np.array([f for _, f, _ in clear], np.float64),
+        "steps": np.array([h for _, _, h in clear], np.float64),
+    }
 
 
 def main(folder: Path) -> None:

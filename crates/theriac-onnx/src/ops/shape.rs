@@ -291,7 +291,7 @@ fn resolve(
     if let Some(open) = open {
         let others = room(&shape)?;
         require!(
-            others > 0 && whole % others == 0,
+            others > 0 && whole.is_multiple_of(others),
             "{whole} values do not fit in the shape {}",
             spelt(target)
         );

@@ -1,4 +1,5 @@
 //! Small graphs against closed forms; gradients against central differences.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 mod errors;
 mod pointwise;
