@@ -3,9 +3,11 @@
 
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
+use prost::Message as _;
 use safetensors::SafeTensors;
 use theriac::{Classifier, Labels, Pixels, Result, Run, contract, gradient};
 use theriac_nn::Normalised;
+use theriac_onnx::proto::{AttributeProto, ModelProto, TensorProto, data_type};
 use theriac_onnx::{OnnxModel, Options};
 
 const FILE: &[u8] = include_bytes!("data/lenet.onnx");
@@ -89,6 +91,73 @@ fn no_beginning_of_a_file_is_a_model() {
     }
 }
 
+/// What a change of a graph draws from.
+const OPERATIONS: &str = "Abs Add AveragePool BatchNormalization Cast Clip Concat Constant \
+    ConstantOfShape Conv Div Elu Expand Flatten Gather Gemm GlobalMaxPool LRN LayerNormalization \
+    LogSoftmax MatMul Max MaxPool Mul PRelu Pad Pow Range ReduceMean ReduceSum Reshape Shape Slice \
+    Softmax Split Squeeze Sub Sum Transpose Unsqueeze";
+const ATTRIBUTES: &str = "axis axes perm pads strides dilations kernel_shape group ceil_mode split \
+    starts ends steps value_int value_ints to size keepdims allowzero transB start end";
+const NUMBERS: [i64; 12] = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    4,
+    7,
+    16,
+    1 << 16,
+    1 << 40,
+    i64::MAX,
+    i64::MIN,
+];
+
+/// A graph with one thing changed: `what` says which, `by` how.
+fn changed(model: &mut ModelProto, what: usize, at: usize, by: [usize; 3]) {
+    let graph = model.graph.as_mut().unwrap();
+    let constants = graph.initializer.iter().map(|t| t.name.clone());
+    let values = graph.node.iter().flat_map(|node| node.output.clone());
+    let names: Vec<String> = constants.chain(values).collect();
+    let pick = |words: &str, i: usize| {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        words[i % words.len()].to_owned()
+    };
+    let number = |i: usize| NUMBERS[i % NUMBERS.len()];
+    let (tensors, nodes) = (graph.initializer.len(), graph.node.len());
+    let node = &mut graph.node[at % nodes];
+    match what % 6 {
+        0 => node.op_type = pick(OPERATIONS, by[0]),
+        1 => node.attribute.push(AttributeProto {
+            name: pick(ATTRIBUTES, by[0]),
+            i: number(by[1]),
+            ints: (0..by[2] % 5).map(|i| number(by[1] + i * by[2])).collect(),
+            ..AttributeProto::default()
+        }),
+        2 if !node.attribute.is_empty() => {
+            let count = node.attribute.len();
+            let attribute = &mut node.attribute[by[0] % count];
+            attribute.i = number(by[1]);
+            if let Some(entry) = attribute.ints.get_mut(by[2] % 4) {
+                *entry = number(by[1]);
+            }
+        }
+        3 => node.input.push(names[by[0] % names.len()].clone()),
+        4 if !node.input.is_empty() => {
+            let count = node.input.len();
+            node.input[by[1] % count] = names[by[0] % names.len()].clone();
+        }
+        _ => {
+            let tensor = &mut graph.initializer[at % tensors];
+            match by[0] % 3 {
+                0 => tensor.dims.insert(0, 1),
+                1 => tensor.dims.reverse(),
+                _ => tensor.data_type = (by[1] % 18) as i32,
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -111,5 +180,33 @@ proptest! {
         }
         let options = Options { image, ..Options::default() };
         let _ = OnnxModel::from_bytes("damaged.onnx", &bytes, &options);
+    }
+
+    #[test]
+    fn a_changed_graph_is_read_or_refused(
+        changes in prop::collection::vec((0..6usize, 0..64usize, [0..64usize, 0..64usize, 0..64usize]), 1..6),
+    ) {
+        let mut model = ModelProto::decode(FILE).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        // Whole numbers and a single float, for inputs that take them.
+        for values in [&[0][..], &[1], &[-1], &[0, 1], &[2, 3], &[0, -1], &[1, 6, -1], &[0, 0, 1, 0, 0, 0, 0, 1]] {
+            graph.initializer.push(TensorProto {
+                name: format!("{values:?}"),
+                dims: vec![values.len() as i64],
+                data_type: data_type::INT64,
+                int64_data: values.to_vec(),
+                ..TensorProto::default()
+            });
+        }
+        graph.initializer.push(TensorProto {
+            name: "half".to_owned(),
+            data_type: data_type::FLOAT,
+            float_data: vec![0.5],
+            ..TensorProto::default()
+        });
+        for (what, at, by) in changes {
+            changed(&mut model, what, at, by);
+        }
+        let _ = OnnxModel::from_bytes("changed.onnx", &model.encode_to_vec(), &Options::default());
     }
 }

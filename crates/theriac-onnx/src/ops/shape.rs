@@ -40,7 +40,7 @@ pub(super) fn constant(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>>
 }
 
 pub(super) fn constant_of_shape(b: &mut Builder<'_>, node: &Node<'_>) -> Said<Vec<Value>> {
-    let Some(shape) = node.ints("", 0)? else {
+    let Some(shape) = node.ints("shape", 0)? else {
         refuse!("its shape is missing");
     };
     let shape: Option<Vec<usize>> = shape
