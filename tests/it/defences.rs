@@ -54,7 +54,7 @@ fn bim_adversarial_training_learns() -> Result<()> {
 
 /// Madry et al. 2018 in small, on a network with batch norm.
 fn pgd_adv() -> AdversarialTraining<Pgd> {
-    let attack = Pgd::new(linf(8.0 / 255.0), eps(2.0 / 255.0), 3);
+    let attack = Pgd::new(linf(8.0 / 255.0), eps(3.0 / 255.0), 3);
     AdversarialTraining {
         attack,
         clean_weight: 0.0,

@@ -78,6 +78,7 @@ impl Bench {
     fn away(&self, labels: &Labels, ball: Budget, steps: u32) -> Result<Tensor> {
         let pgd = Pgd {
             start: Start::Clean,
+            short_reach: true,
             ..Pgd::new(ball, step(), steps)
         };
         let pass = self.run.eval(&self.batch.samples);

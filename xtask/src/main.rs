@@ -4,6 +4,7 @@
 
 mod bench;
 mod new;
+mod page;
 mod reproduce;
 mod root;
 mod tidy;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use theriac_tables::{Scale, Store, report};
+use theriac_tables::{Results, Scale, Store, report};
 
 use crate::root::Root;
 
@@ -30,12 +31,8 @@ enum Task {
     Reproduce(Box<reproduce::Options>),
     /// Times work on networks, beside PyTorch if there is one.
     Bench(bench::Options),
-    /// Rewrites docs/results from the stored measurements.
-    Report {
-        /// smoke, desk or paper.
-        #[arg(long, default_value_t = Scale::Desk)]
-        scale: Scale,
-    },
+    /// Rewrites docs/results from the stored measurements at paper and desk scale.
+    Report,
     /// Lists, fetches and verifies data sets.
     Datasets {
         /// Passed on to theriac-datasets.
@@ -58,7 +55,7 @@ fn main() -> ExitCode {
     let done = match Options::parse().command {
         Task::Reproduce(options) => reproduce::run(&root, &options),
         Task::Bench(options) => bench::run(&root, &options),
-        Task::Report { scale } => write_results(&root, scale),
+        Task::Report => write_results(&root),
         Task::Datasets { arguments } => datasets(&root, &arguments),
         Task::Tidy => tidy::run(&root),
         Task::New { kind, name } => new::run(&root, kind, &name),
@@ -69,20 +66,36 @@ fn main() -> ExitCode {
     })
 }
 
-/// Writes `docs/results/<paper>.md` and its drawings; a page's hand-written notes are appended.
-fn write_results(root: &Root, scale: Scale) -> Result<ExitCode> {
+/// Writes `docs/results/<paper>.md` and its drawings: hand-written notes, then what was measured at
+/// paper and at desk scale.
+fn write_results(root: &Root) -> Result<ExitCode> {
     let dir = root.path("docs/results");
     let store = Store::open(root.store())?;
     let tables = root.tables()?;
     for paper in root::papers(&tables) {
-        let mut page = report::page(paper, &tables, &store, scale)?;
         let notes = dir.join(format!("{paper}.notes.md"));
+        let mut text = String::new();
         if notes.exists() {
-            let text = std::fs::read_to_string(&notes)
+            text = std::fs::read_to_string(&notes)
                 .with_context(|| format!("cannot read {}", notes.display()))?;
-            page.markdown += "\n";
-            page.markdown += &text;
+            text.push('\n');
         }
+        let mut page = report::page(paper, &[], &store, Scale::Desk)?;
+        for scale in [Scale::Paper, Scale::Desk] {
+            let mut measured = Vec::new();
+            for table in tables.iter().filter(|table| table.paper == paper) {
+                if Results::load(&store, table, scale)?.counts() != (0, 0) {
+                    measured.push(table.clone());
+                }
+            }
+            if measured.is_empty() {
+                continue;
+            }
+            let part = report::page(paper, &measured, &store, scale)?;
+            text = format!("{}\n\n{}", text.trim_end(), part.markdown);
+            page.drawings.extend(part.drawings);
+        }
+        page.markdown = text.trim_start().to_owned();
         println!("{}", page.write(&dir)?.display());
     }
     Ok(ExitCode::SUCCESS)

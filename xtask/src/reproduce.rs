@@ -20,6 +20,7 @@ use theriac_tables::{
     Store, Table, aligned, device, report, text,
 };
 
+use crate::page;
 use crate::root::{self, Root};
 
 /// Without arguments: every table at smoke scale.
@@ -148,6 +149,10 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<ExitCode> {
         eprintln!("Interrupted. The same command goes on from here.");
     }
     println!("Report: {}", index.display());
+    for paper in papers {
+        let page = page::page(paper, &reported, &store, options.scale)?;
+        println!("        {}", page.write(dir.join(paper))?.display());
+    }
     Ok(if interrupt.is_raised() {
         ExitCode::from(INTERRUPTED_STATUS)
     } else if failures > 0 {

@@ -731,7 +731,10 @@ mod tests {
         );
         let lazy = curve(&|size| {
             let step = if size.get() > 0.07 { eps(0.0) } else { size };
-            Ok(Spec::Pgd(bim(size, step, 4)?))
+            Ok(Spec::Pgd(Pgd {
+                short_reach: true,
+                ..bim(size, step, 4)?
+            }))
         })?;
         assert_eq!(finding(&lazy[2], checks::LARGER), Finding::Questionable);
         Ok(())

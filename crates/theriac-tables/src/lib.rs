@@ -31,4 +31,4 @@ pub use run::{Experiment, device, main};
 pub use scale::Scale;
 pub use store::Store;
 pub use table::{Column, Kind, Plot, Printed, Reading, Row, ScaleSettings, Selection, Table, Unit};
-pub use text::{aligned, text};
+pub use text::{aligned, ours, text};

@@ -111,7 +111,7 @@ impl Page {
         if table.kind == Kind::Figure
             && let Some(svg) = plot::svg(results)?
         {
-            let name = format!("{}/{}.svg", self.paper, table.id);
+            let name = format!("{}/{}-{}.svg", self.paper, table.id, results.scale);
             let alt = table.plot.as_ref().map_or(&table.title, |plot| &plot.title);
             let _ = write!(self.markdown, "![{}]({name})\n\n", escape(alt));
             self.drawings.push((name, svg));
@@ -121,7 +121,8 @@ impl Page {
             return Ok(());
         }
         let mut notes = Notes {
-            prefix: table.id.clone(),
+            // Pages of several scales may be joined.
+            prefix: format!("{}-{}", results.scale, table.id),
             ..Notes::default()
         };
         for (index, reading) in table.readings.iter().enumerate() {
@@ -477,12 +478,12 @@ mod tests {
             "## Table I",
             "Two epochs. Not run at smoke scale (takes too long): Time.",
             "| | Clean | BIM(30) | Time |",
-            "| Plain | 99.10 / 97.25 [96.00, 98.00] *questionable*[^table1-1] | 2.13 / 10.00 |",
+            "| Plain | 99.10 / 97.25 [96.00, 98.00] *questionable*[^smoke-table1-1] | 2.13 / 10.00 |",
             "| – / not run |",
-            "98.6 ± 0.2[^table1-2] / failed[^table1-3]",
-            "[^table1-1]: Check \"larger epsilon\" failed: accuracy stays at 40",
-            "[^table1-2]: Printed cell: suspect: see text",
-            "[^table1-3]: failed: no \\| memory",
+            "98.6 ± 0.2[^smoke-table1-2] / failed[^smoke-table1-3]",
+            "[^smoke-table1-1]: Check \"larger epsilon\" failed: accuracy stays at 40",
+            "[^smoke-table1-2]: Printed cell: suspect: see text",
+            "[^smoke-table1-3]: failed: no \\| memory",
             "Reading \"other\":",
             "| Clean | BIM(30) | Linf, epsilon 0.3 | 1000 |",
             "| Training helps. | (Hard, robust, BIM(30)) >= 2 x (Plain, BIM(30)) | holds \
@@ -517,11 +518,11 @@ mod tests {
         store.keep(&record(&cell, value(12.0))).unwrap();
         let page = page("demo", &[table], &store, Scale::Smoke).unwrap();
         assert!(
-            page.markdown.contains("![A \\< B & C](demo/table1.svg)"),
+            page.markdown.contains("![A \\< B & C](demo/table1-smoke.svg)"),
             "{}",
             page.markdown
         );
         page.write(dir.path()).unwrap();
-        assert!(dir.path().join("demo/table1.svg").exists());
+        assert!(dir.path().join("demo/table1-smoke.svg").exists());
     }
 }

@@ -4,7 +4,7 @@ use crate::results::{Results, Summary};
 use crate::{Column, Judgement, Reading, Row};
 
 /// Our value as reports write it: mean and deviation, or value and interval.
-pub(crate) fn ours(summary: &Summary, column: &Column) -> String {
+pub fn ours(summary: &Summary, column: &Column) -> String {
     match summary {
         Summary::NotRun => "not run".into(),
         Summary::Failed(_) => "failed".into(),

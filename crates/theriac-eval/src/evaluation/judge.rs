@@ -345,16 +345,22 @@ fn one_step(known: &Known<'_>) -> Check {
         return Check::not_run(c::ONE_STEP);
     }
     // Square sees no gradient: what it broke does not speak for the iterated attacks.
-    let broken = |position: u32| {
-        let mut stages = known.plan().of(Role::Cascade);
-        stages.any(|stage| {
-            let fact = known.facts.attacked(&stage.name, position);
-            access(stage) == Some(Access::Gradients) && fact.is_some_and(|fact| fact.correct < 0.5)
-        })
+    let iterated = |position: u32| {
+        let stages = known.plan().of(Role::Cascade);
+        let stages = stages.filter(|stage| access(stage) == Some(Access::Gradients));
+        let facts = stages.filter_map(|stage| known.facts.attacked(&stage.name, position));
+        facts.map(|fact| fact.correct).fold(1.0, f64::min)
     };
     let n = shadow.len();
     let by_one = shadow.iter().filter(|(_, fact)| fact.correct < 0.5);
-    let missed = by_one.clone().filter(|(at, _)| !broken(*at)).count();
+    let missed = match known.plan().draws {
+        1 => by_one.clone().filter(|(at, _)| iterated(*at) >= 0.5).count(),
+        // Shares of few draws cross one half by chance; their sum does not.
+        _ => {
+            let ahead = shadow.iter().map(|(at, fact)| iterated(*at) - fact.correct);
+            ahead.sum::<f64>().max(0.0).round() as usize
+        }
+    };
     let finding = match more_than(missed, n, BETTER) {
         true => Finding::Invalid,
         false => Finding::Passed,
