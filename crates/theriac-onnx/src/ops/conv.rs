@@ -6,8 +6,8 @@ use theriac_nn::{Form, Layer};
 use theriac_ops::network::Op;
 use theriac_ops::{ConvConfig, conv2d};
 
+use super::cut::padded;
 use super::pool::Window;
-use super::shape::padded;
 use crate::constant::room;
 use crate::error::{Said, require};
 use crate::graph::{Builder, Value};

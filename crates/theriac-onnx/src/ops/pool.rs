@@ -5,7 +5,7 @@ use theriac::Result;
 use theriac_ops::{PoolConfig, avg_pool2d, max_pool2d};
 
 use super::affine::affine;
-use super::shape::padded;
+use super::cut::padded;
 use crate::constant::room;
 use crate::error::{Said, refuse, require};
 use crate::graph::{Builder, Flow, Value};
