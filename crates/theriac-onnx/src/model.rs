@@ -78,7 +78,7 @@ impl OnnxModel {
         let file = path.display().to_string();
         let bytes = read(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        Self::from(&file, &bytes, Some(folder), options)
+        Self::build(&file, &bytes, Some(folder), options)
     }
 
     /// Reads the bytes of a file, called `file` in errors.
@@ -86,10 +86,10 @@ impl OnnxModel {
     /// # Errors
     /// Those of [`OnnxModel::open`].
     pub fn from_bytes(file: &str, bytes: &[u8], options: &Options) -> Result<Self, Error> {
-        Self::from(file, bytes, None, options)
+        Self::build(file, bytes, None, options)
     }
 
-    fn from(
+    fn build(
         file: &str,
         bytes: &[u8],
         folder: Option<&Path>,
