@@ -109,7 +109,11 @@ fn curve(results: &Results<'_>) -> Option<Block> {
         }
     }
     let mut y = Axis::new(&plot.y_label, "");
-    if table.columns.iter().all(|column| matches!(column.unit, Unit::Percent)) {
+    if table
+        .columns
+        .iter()
+        .all(|column| matches!(column.unit, Unit::Percent))
+    {
         y = y.between(0.0, 100.0);
     }
     (!lines.is_empty() || !points.is_empty()).then(|| {
@@ -136,7 +140,12 @@ fn grid(results: &Results<'_>) -> Grid {
     if table.readings.len() > 1 {
         heads.push(Head::text("reading"));
     }
-    heads.extend(table.columns.iter().map(|column| Head::number(&column.name)));
+    heads.extend(
+        table
+            .columns
+            .iter()
+            .map(|column| Head::number(&column.name)),
+    );
     let mut rows = Vec::new();
     let mut notes = BTreeMap::new();
     for reading in &table.readings {
@@ -177,7 +186,9 @@ fn grid(results: &Results<'_>) -> Grid {
             rows.push(cells);
         }
     }
-    let notes = notes.iter().map(|(place, note)| format!("{place}: {note}."));
+    let notes = notes
+        .iter()
+        .map(|(place, note)| format!("{place}: {note}."));
     Grid {
         caption: table.title.clone(),
         heads,
@@ -188,7 +199,10 @@ fn grid(results: &Results<'_>) -> Grid {
 
 fn claims(results: &Results<'_>) -> Option<Block> {
     let table = results.table;
-    let judged = table.claims.iter().map(|claim| (claim, claim.judge(results)));
+    let judged = table
+        .claims
+        .iter()
+        .map(|claim| (claim, claim.judge(results)));
     let judged: Vec<_> = judged
         .filter(|(_, judgement)| *judgement != Judgement::NotJudged)
         .collect();

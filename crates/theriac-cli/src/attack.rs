@@ -53,8 +53,8 @@ fn spec(options: &Options) -> Result<Spec> {
         struct Line {
             attack: Spec,
         }
-        let line: Line =
-            toml::from_str(&format!("attack = {text}")).with_context(|| format!("--attack {text}"))?;
+        let line: Line = toml::from_str(&format!("attack = {text}"))
+            .with_context(|| format!("--attack {text}"))?;
         return Ok(line.attack);
     }
     let norm = norm(&options.norm)?;
@@ -105,13 +105,7 @@ struct Told {
 pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let device = theriac::device(&common.device)?;
     let data = subject::images(&options.data)?;
-    let model = subject::open(
-        &options.model,
-        &options.network,
-        &data,
-        DType::F32,
-        &device,
-    )?;
+    let model = subject::open(&options.model, &options.network, &data, DType::F32, &device)?;
     let attack = spec(options)?;
     attack.check()?;
     let all: Vec<u32> = (0..data.len() as u32).collect();
@@ -121,8 +115,18 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let labels = batch.target.to_vec()?;
     let model = &*model.classifier;
     let before = theriac::predict(model, &batch.pixels, &pass)?.to_vec()?;
-    let norm = attack.declared().budget.map_or(norm(&options.norm)?, |b| b.norm());
-    let found = report(&attack, model, &batch.pixels, Aim::Away(&batch.target), &pass, norm)?;
+    let norm = attack
+        .declared()
+        .budget
+        .map_or(norm(&options.norm)?, |b| b.norm());
+    let found = report(
+        &attack,
+        model,
+        &batch.pixels,
+        Aim::Away(&batch.target),
+        &pass,
+        norm,
+    )?;
     let after = theriac::predict(model, &found.last, &pass)?.to_vec()?;
     save(&options.out, &found.last, &labels, &after, &found.rows)?;
     let grid = grid(&batch.pixels, &found.last)?;
@@ -158,7 +162,10 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("{} on {} images", told.attack, told.images);
-    println!("  correct before {was}, after {kept}: success {:.1} %", 100.0 * told.success);
+    println!(
+        "  correct before {was}, after {kept}: success {:.1} %",
+        100.0 * told.success
+    );
     if let Some(median) = told.median_distance {
         println!("  median distance of the broken: {median:.5} ({norm})");
     }
@@ -184,7 +191,11 @@ fn save(dir: &Path, images: &Pixels, labels: &[u32], after: &[u32], rows: &[Row]
         Entry::u8("label", &[n], &labels),
         Entry::u8("predicted", &[n], &after),
     ];
-    write_tensors(&dir.join("adversarial.safetensors"), entries, &BTreeMap::new())?;
+    write_tensors(
+        &dir.join("adversarial.safetensors"),
+        entries,
+        &BTreeMap::new(),
+    )?;
     Ok(())
 }
 
@@ -207,7 +218,11 @@ fn grid(clean: &Pixels, moved: &Pixels) -> Result<Option<Vec<u8>>> {
         };
         let (clean, moved) = (at(clean)?, at(moved)?);
         let difference = (&moved - &clean)?;
-        let most = difference.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+        let most = difference
+            .abs()?
+            .flatten_all()?
+            .max(0)?
+            .to_scalar::<f64>()?;
         let difference = difference.affine(0.5 / most.max(1e-12), 0.5)?;
         for (column, image) in [clean, moved, difference].iter().enumerate() {
             let values = image.flatten_all()?.to_vec1::<f64>()?;

@@ -69,7 +69,12 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
         ("model".to_owned(), options.arch.clone()),
         (
             "converted_from".to_owned(),
-            options.from.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            options
+                .from
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
         ),
     ]);
     params.save(&options.to, &about)?;

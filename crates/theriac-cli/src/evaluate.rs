@@ -225,7 +225,10 @@ fn manifest(
         ("surrogate", &options.surrogate),
         ("control", &options.control),
     ] {
-        if let Some(sha256) = path.as_deref().and_then(|path| subject::sha256_of(path).ok()) {
+        if let Some(sha256) = path
+            .as_deref()
+            .and_then(|path| subject::sha256_of(path).ok())
+        {
             more.insert(format!("{name}_sha256"), sha256);
         }
     }
@@ -269,7 +272,11 @@ fn forecast(
     let few = manifest.positions().filter(|at| *at < plan.few).count() as u64;
     let mut total = Work::default();
     let mut unknown = Vec::new();
-    for (stage, (name, work)) in plan.stages.iter().zip(plan.forecast(manifest.subject.classes)) {
+    for (stage, (name, work)) in plan
+        .stages
+        .iter()
+        .zip(plan.forecast(manifest.subject.classes))
+    {
         let images = if stage.role.is_for_few() { few } else { images };
         match work {
             Some(work) => {
@@ -327,9 +334,12 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let dir = dir.unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(|| dir.display().to_string())?;
-    file.write_all(bytes).with_context(|| path.display().to_string())?;
-    file.persist(path).with_context(|| path.display().to_string())?;
+    let mut file =
+        tempfile::NamedTempFile::new_in(dir).with_context(|| dir.display().to_string())?;
+    file.write_all(bytes)
+        .with_context(|| path.display().to_string())?;
+    file.persist(path)
+        .with_context(|| path.display().to_string())?;
     Ok(())
 }
 
@@ -346,7 +356,11 @@ pub(crate) struct MergeOptions {
 }
 
 pub(crate) fn merge(options: &MergeOptions, common: &Common) -> Result<ExitCode> {
-    let parts: Vec<PathBuf> = options.parts.iter().map(|part| part.join("store")).collect();
+    let parts: Vec<PathBuf> = options
+        .parts
+        .iter()
+        .map(|part| part.join("store"))
+        .collect();
     let first = parts.first().context("no parts were named")?;
     let subject = read_manifest(first)?.subject;
     let data = subject::images(&options.data)?;

@@ -98,7 +98,10 @@ fn outcomes(options: &Options, evaluation: &Evaluation) -> Result<Vec<Outcome>> 
         .filter(|check| WORDS.contains(&check.finding.as_str()) && rank(&check.finding) > allowed)
         .map(|check| check.name.as_str())
         .collect();
-    let mut detail = format!("{}, wanted {} or better", evaluation.verdict, options.verdict);
+    let mut detail = format!(
+        "{}, wanted {} or better",
+        evaluation.verdict, options.verdict
+    );
     if !reasons.is_empty() {
         detail += &format!(" ({})", reasons.join(", "));
     }

@@ -62,7 +62,9 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let about = saved.about().clone();
     let normalisation = match (about.get("mean"), about.get("std")) {
         (Some(mean), Some(std)) => format!("mean {mean}, deviation {std}"),
-        _ => "not stated: none if trained on pixels in [0, 1], else give --mean and --std".to_owned(),
+        _ => {
+            "not stated: none if trained on pixels in [0, 1], else give --mean and --std".to_owned()
+        }
     };
     // The last bias or matrix tells the number of classes.
     let mut classes: Vec<usize> = tensors
@@ -101,13 +103,19 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     }
     println!("{}", told.file);
     println!("  SHA-256        {}", told.sha256);
-    println!("  parameters     {} in {} tensors", told.parameters, told.tensors.len());
+    println!(
+        "  parameters     {} in {} tensors",
+        told.parameters,
+        told.tensors.len()
+    );
     println!("  normalisation  {}", told.normalisation);
     for (name, value) in &told.about {
         println!("  {name:14} {value}");
     }
     match told.fits.is_empty() {
-        true => println!("  fits           no known network as it is; `theriac convert` may rename"),
+        true => {
+            println!("  fits           no known network as it is; `theriac convert` may rename")
+        }
         false => println!("  fits           {}", told.fits.join(", ")),
     }
     for (name, shape) in &told.tensors {
@@ -157,7 +165,10 @@ fn of_onnx(options: &Options, common: &Common) -> Result<ExitCode> {
         inputs,
         outputs,
         operations,
-        notes: opened.as_ref().map(|model| model.notes.clone()).unwrap_or_default(),
+        notes: opened
+            .as_ref()
+            .map(|model| model.notes.clone())
+            .unwrap_or_default(),
         image: opened.as_ref().ok().map(|model| model.image),
         classes: opened.as_ref().ok().map(|model| model.classes()),
         refused: opened.err(),
@@ -175,8 +186,14 @@ fn of_onnx(options: &Options, common: &Common) -> Result<ExitCode> {
     println!("  parameters     {}", told.parameters);
     println!("  reads          {}", told.inputs.join(", "));
     println!("  gives          {}", told.outputs.join(", "));
-    let operations = told.operations.iter().map(|(op, count)| format!("{count} {op}"));
-    println!("  operations     {}", operations.collect::<Vec<_>>().join(", "));
+    let operations = told
+        .operations
+        .iter()
+        .map(|(op, count)| format!("{count} {op}"));
+    println!(
+        "  operations     {}",
+        operations.collect::<Vec<_>>().join(", ")
+    );
     for note in &told.notes {
         println!("  note           {note}");
     }
@@ -184,7 +201,10 @@ fn of_onnx(options: &Options, common: &Common) -> Result<ExitCode> {
         (Some(image), Some(classes), _) => {
             println!("  can be attacked: images (C, H, W) = {image:?}, {classes} classes");
         }
-        (_, _, refused) => println!("  refused        {}", refused.as_deref().unwrap_or_default()),
+        (_, _, refused) => println!(
+            "  refused        {}",
+            refused.as_deref().unwrap_or_default()
+        ),
     }
     Ok(ExitCode::SUCCESS)
 }

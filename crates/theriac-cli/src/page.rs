@@ -6,7 +6,9 @@ use theriac_data::{Dataset as _, Images};
 use theriac_eval::evaluation::{Image, Role, Store, entry_of};
 use theriac_eval::{Evaluation, Finding, Mean, Verdict};
 use theriac_report as report;
-use theriac_report::{Axis, Bar, Bars, Block, Cell, Details, Fact, Head, Kind, Line, Page, Section};
+use theriac_report::{
+    Axis, Bar, Bars, Block, Cell, Details, Fact, Head, Kind, Line, Page, Section,
+};
 
 /// Images shown at each end of the list.
 const SHOWN: usize = 5;
@@ -75,7 +77,14 @@ fn verdict(evaluation: &Evaluation) -> report::Verdict {
     let reasons = evaluation.reasons();
     report::Verdict {
         reasons: reasons
-            .map(|check| format!("[{}](#{}): {}", check.name, anchor(check.name), check.detail))
+            .map(|check| {
+                format!(
+                    "[{}](#{}): {}",
+                    check.name,
+                    anchor(check.name),
+                    check.detail
+                )
+            })
             .collect(),
         next: evaluation.next_step().map(str::to_owned),
         ..report::Verdict::new(kind, headline, text)
@@ -145,7 +154,9 @@ fn curve(evaluation: &Evaluation) -> Vec<Block> {
     let curve = &evaluation.curve;
     let norm = evaluation.manifest.plan.budget.norm();
     if curve.steps.is_empty() && curve.marks.len() < 2 {
-        return vec![Block::Text("No search for the smallest distance ran.".to_owned())];
+        return vec![Block::Text(
+            "No search for the smallest distance ran.".to_owned(),
+        )];
     }
     let shares = |points: &[(f64, f64)]| points.iter().map(|(x, y)| (*x, 100.0 * y)).collect();
     let last = curve.steps.last();
@@ -233,9 +244,11 @@ fn checks(evaluation: &Evaluation) -> Vec<Block> {
         };
         let entry = entry_of(check);
         let failed = check.finding >= Finding::Questionable;
-        let sign = entry.and_then(|entry| entry.sign).map_or(String::new(), |sign| {
-            format!(" Of the five signs of obfuscated gradients: \"{sign}\".")
-        });
+        let sign = entry
+            .and_then(|entry| entry.sign)
+            .map_or(String::new(), |sign| {
+                format!(" Of the five signs of obfuscated gradients: \"{sign}\".")
+            });
         let meaning = entry.map_or("", |entry| entry.meaning);
         report::Check {
             source: entry.map_or(String::new(), |entry| entry.source.to_owned()),
@@ -279,7 +292,9 @@ fn images(evaluation: &Evaluation, store: &Store, data: &Images) -> Result<Vec<B
         if !rows.is_empty() {
             blocks.push(Block::Images(report::Images {
                 caption: format!("{caption}. Differences are stretched to the full range."),
-                columns: ["clean", "adversarial", "difference"].map(str::to_owned).to_vec(),
+                columns: ["clean", "adversarial", "difference"]
+                    .map(str::to_owned)
+                    .to_vec(),
                 rows,
             }));
         }
@@ -303,11 +318,17 @@ fn row(image: &Image, store: &Store, data: &Images) -> Result<Option<report::Ima
         return Ok(None);
     }
     let difference = (&moved - &clean)?;
-    let most = difference.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+    let most = difference
+        .abs()?
+        .flatten_all()?
+        .max(0)?
+        .to_scalar::<f64>()?;
     let stretched = difference.affine(0.5 / most.max(1e-12), 0.5)?;
     let picture = |values: &candle_core::Tensor, alt: String| -> Result<report::Picture> {
         let bytes = values.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f64>()?;
-        let bytes = bytes.iter().map(|v| (v * 255.0).round().clamp(0.0, 255.0) as u8);
+        let bytes = bytes
+            .iter()
+            .map(|v| (v * 255.0).round().clamp(0.0, 255.0) as u8);
         let (width, height, bytes) = (width as u32, height as u32, bytes.collect());
         let picture = match channels {
             1 => report::Picture::grey(width, height, bytes),
@@ -362,8 +383,14 @@ fn manifest(evaluation: &Evaluation) -> Result<Vec<Block>> {
     };
     let mut facts = vec![
         Fact::new("Model", format!("`{}`", subject.model)),
-        Fact::new("SHA-256 of the weights", format!("`{}`", subject.weights_sha256)),
-        Fact::new("Data", format!("{}, the first {} images", subject.data, subject.images)),
+        Fact::new(
+            "SHA-256 of the weights",
+            format!("`{}`", subject.weights_sha256),
+        ),
+        Fact::new(
+            "Data",
+            format!("{}, the first {} images", subject.data, subject.images),
+        ),
         Fact::new("SHA-256 of the data", format!("`{}`", subject.data_sha256)),
         Fact::new("Seed", subject.seed.to_string()),
         Fact::new("Element type", &subject.dtype),

@@ -95,7 +95,9 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
 
 /// Whether a file is taken for ONNX.
 pub(crate) fn is_onnx(path: &Path, said: bool) -> bool {
-    said || path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
+    said || path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
 }
 
 /// Reads a file into its network, for these images.
@@ -115,7 +117,10 @@ pub(crate) fn open(
                 path.display()
             );
             // Its weights are constants, so there are no parameters to watch.
-            (from_onnx(path, options, data, dtype, device)?, "onnx".to_owned())
+            (
+                from_onnx(path, options, data, dtype, device)?,
+                "onnx".to_owned(),
+            )
         }
         false => from_weights(path, options, data.classes(), &params)?,
     };
@@ -176,10 +181,13 @@ fn from_weights(
     };
     let spec = arch(&name, classes)?;
     let network = spec.build(&Plain, params.frozen())?;
-    params
-        .restore(&saved, "")
-        .with_context(|| format!("{} is not a {name}; see `theriac inspect` for what it holds, and \
-             `theriac convert` for weights from PyTorch", path.display()))?;
+    params.restore(&saved, "").with_context(|| {
+        format!(
+            "{} is not a {name}; see `theriac inspect` for what it holds, and \
+             `theriac convert` for weights from PyTorch",
+            path.display()
+        )
+    })?;
     Ok((network, name))
 }
 
@@ -231,7 +239,9 @@ fn from_set(options: &DataOptions) -> Result<Images> {
     };
     let name = options.data.as_str();
     let files = resolve(name, &places).with_context(|| {
-        format!("--data {name}; `--data {name}:sample` takes the images in the program, if it has any")
+        format!(
+            "--data {name}; `--data {name}:sample` takes the images in the program, if it has any"
+        )
     })?;
     let paths = |role| files.paths(Split::Test, role);
     let (images, labels) = (paths(Role::Images), paths(Role::Labels));
@@ -257,13 +267,23 @@ fn from_file(path: &Path) -> Result<Images> {
         path.display(),
         labels.len()
     );
-    let classes = labels.iter().copied().max().map_or(1, |most| usize::from(most) + 1);
+    let classes = labels
+        .iter()
+        .copied()
+        .max()
+        .map_or(1, |most| usize::from(most) + 1);
     let classes = match saved.about().get("classes") {
         Some(text) => text.parse().with_context(|| format!("classes = {text}"))?,
         None => classes,
     };
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    Ok(Images::new(&name, saved.u8("images")?, labels, [c, h, w], classes)?)
+    Ok(Images::new(
+        &name,
+        saved.u8("images")?,
+        labels,
+        [c, h, w],
+        classes,
+    )?)
 }
 
 /// SHA-256 of images, labels and ids.

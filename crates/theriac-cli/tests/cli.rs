@@ -68,14 +68,22 @@ fn evaluates_reports_and_gates() {
     assert!(text.contains("sample size (questionable)"), "{text}");
     let report = dir.path().join("theriac-report");
     let html = std::fs::read_to_string(report.join("index.html")).unwrap();
-    for wanted in ["Questionable", "SHA-256", "Security curve", "data:image/png"] {
+    for wanted in [
+        "Questionable",
+        "SHA-256",
+        "Security curve",
+        "data:image/png",
+    ] {
         assert!(html.contains(wanted), "no {wanted}");
     }
     for name in ["report.md", "report.json", "evaluation.json"] {
         assert!(report.join(name).exists(), "{name}");
     }
     // Everything is known: the second run only reads.
-    let json = stdout(&theriac(dir.path(), &evaluate(&["--active-test", "--json"])));
+    let json = stdout(&theriac(
+        dir.path(),
+        &evaluate(&["--active-test", "--json"]),
+    ));
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["table"]["images"].as_array().unwrap().len(), 20);
 
@@ -83,9 +91,17 @@ fn evaluates_reports_and_gates() {
     let failed = gate(&["--junit", "gate.xml"]);
     assert_eq!(failed.status.code(), Some(1));
     let xml = std::fs::read_to_string(dir.path().join("gate.xml")).unwrap();
-    assert!(xml.contains("<failure") && xml.contains("sample size"), "{xml}");
+    assert!(
+        xml.contains("<failure") && xml.contains("sample size"),
+        "{xml}"
+    );
     stdout(&gate(&["--verdict", "questionable"]));
-    stdout(&gate(&["--verdict", "questionable", "--min-robust", "0.05"]));
+    stdout(&gate(&[
+        "--verdict",
+        "questionable",
+        "--min-robust",
+        "0.05",
+    ]));
     let failed = gate(&["--verdict", "questionable", "--min-robust", "0.99"]);
     assert_eq!(failed.status.code(), Some(1));
 }
@@ -106,7 +122,9 @@ fn killed_twenty_times_it_ends_with_the_same_table() {
             .spawn()
             .unwrap();
         // Any spread of moments will do.
-        moment = moment.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        moment = moment
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         std::thread::sleep(Duration::from_millis(20 + (moment >> 33) % 400));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -135,7 +153,15 @@ fn shards_merge_into_the_same_table() {
         std::fs::read_to_string(dir.path().join(name).join("evaluation.json")).unwrap()
     };
     assert_eq!(read("both"), read("whole"));
-    let other = ["merge", "a", "b", "--report", "c", "--data", "cifar10:sample"];
+    let other = [
+        "merge",
+        "a",
+        "b",
+        "--report",
+        "c",
+        "--data",
+        "cifar10:sample",
+    ];
     assert!(complaint(dir.path(), &other).contains("not the images"));
 }
 
@@ -157,18 +183,42 @@ fn complaints_name_the_thing_and_the_fix() {
     assert!(error.contains("linf or l2"), "{error}");
     let error = complain(&with(&["--eps", "8/255", "--device", "tpu"]));
     assert!(error.contains("cuda:N"), "{error}");
-    let error = complain(&["evaluate", "none.safetensors", "--data", "fashion-mnist:sample", "--eps", "0.1"]);
+    let error = complain(&[
+        "evaluate",
+        "none.safetensors",
+        "--data",
+        "fashion-mnist:sample",
+        "--eps",
+        "0.1",
+    ]);
     assert!(error.contains("none.safetensors"), "{error}");
-    let error = complain(&["evaluate", "model.safetensors", "--data", "emnist", "--eps", "0.1"]);
+    let error = complain(&[
+        "evaluate",
+        "model.safetensors",
+        "--data",
+        "emnist",
+        "--eps",
+        "0.1",
+    ]);
     assert!(error.contains("emnist"), "{error}");
     // Images of another size are refused before anything is written.
-    let error = complain(&["evaluate", "model.safetensors", "--data", "cifar10:sample", "--eps", "0.1"]);
+    let error = complain(&[
+        "evaluate",
+        "model.safetensors",
+        "--data",
+        "cifar10:sample",
+        "--eps",
+        "0.1",
+    ]);
     assert!(error.contains("32"), "{error}");
     assert!(!dir.path().join("theriac-report").exists());
 
     stdout(&theriac(dir.path(), &evaluate(&[])));
     let error = complain(&evaluate(&["--seed", "3"]));
-    assert!(error.contains("subject.seed") && error.contains("another folder"), "{error}");
+    assert!(
+        error.contains("subject.seed") && error.contains("another folder"),
+        "{error}"
+    );
     let error = complain(&["gate", "nowhere"]);
     assert!(error.contains("theriac evaluate"), "{error}");
 }
@@ -176,23 +226,41 @@ fn complaints_name_the_thing_and_the_fix() {
 #[test]
 fn inspects_converts_and_attacks() {
     let dir = folder();
-    let told = stdout(&theriac(dir.path(), &["inspect", "model.safetensors", "--json"]));
+    let told = stdout(&theriac(
+        dir.path(),
+        &["inspect", "model.safetensors", "--json"],
+    ));
     let told: Value = serde_json::from_str(&told).unwrap();
     assert_eq!(told["parameters"], 166_406);
     assert_eq!(told["fits"][0], "atda-cnn");
 
     let convert = ["convert", "model.safetensors", "ours.safetensors", "--arch"];
-    stdout(&theriac(dir.path(), &[&convert[..], &["atda-cnn"]].concat()));
+    stdout(&theriac(
+        dir.path(),
+        &[&convert[..], &["atda-cnn"]].concat(),
+    ));
     let error = complaint(dir.path(), &[&convert[..], &["lenet5"]].concat());
     assert!(error.contains("has shape [16]"), "{error}");
 
     let data = ["--data", "fashion-mnist:sample", "--images", "16"];
-    let attack = ["attack", "ours.safetensors", "--attack", "pgd", "--eps", "0.1", "--json"];
+    let attack = [
+        "attack",
+        "ours.safetensors",
+        "--attack",
+        "pgd",
+        "--eps",
+        "0.1",
+        "--json",
+    ];
     let told = stdout(&theriac(dir.path(), &[&attack[..], &data[..]].concat()));
     let told: Value = serde_json::from_str(&told).unwrap();
     assert!(told["correct_after"].as_u64() <= told["correct_before"].as_u64());
     assert!(dir.path().join("theriac-attack/grid.png").exists());
-    assert!(dir.path().join("theriac-attack/adversarial.safetensors").exists());
+    assert!(
+        dir.path()
+            .join("theriac-attack/adversarial.safetensors")
+            .exists()
+    );
     let bare = ["attack", "ours.safetensors", "--attack", "pgd"];
     let error = complaint(dir.path(), &[&bare[..], &data[..]].concat());
     assert!(error.contains("--eps"), "{error}");
@@ -208,15 +276,34 @@ fn an_onnx_file_is_inspected_and_evaluated() {
     let file = root.join("../theriac-onnx/tests/data/lenet.onnx");
     std::fs::copy(&file, dir.path().join("lenet.onnx")).unwrap();
     std::fs::copy(&file, dir.path().join("lenet")).unwrap();
-    for arguments in [&["inspect", "lenet.onnx", "--json"][..], &["inspect", "lenet", "--onnx", "--json"]] {
+    for arguments in [
+        &["inspect", "lenet.onnx", "--json"][..],
+        &["inspect", "lenet", "--onnx", "--json"],
+    ] {
         let told: Value = serde_json::from_str(&stdout(&theriac(dir.path(), arguments))).unwrap();
-        assert_eq!((&told["classes"], &told["parameters"]), (&10.into(), &6070.into()));
+        assert_eq!(
+            (&told["classes"], &told["parameters"]),
+            (&10.into(), &6070.into())
+        );
         assert_eq!(told["image"], serde_json::json!([1, 28, 28]));
         assert_eq!(told["operations"]["Conv"], 3);
     }
-    let data = ["--data", "fashion-mnist:sample", "--images", "8", "--eps", "8/255"];
+    let data = [
+        "--data",
+        "fashion-mnist:sample",
+        "--images",
+        "8",
+        "--eps",
+        "8/255",
+    ];
     let evaluate = |model: &'static str, more: &[&'static str]| -> Vec<&'static str> {
-        [&["evaluate", model], &data[..], &["--profile", "quick"], more].concat()
+        [
+            &["evaluate", model],
+            &data[..],
+            &["--profile", "quick"],
+            more,
+        ]
+        .concat()
     };
     let normalised = ["--mean", "0.5", "--std", "0.25", "--json"];
     let json = stdout(&theriac(dir.path(), &evaluate("lenet.onnx", &normalised)));
@@ -229,10 +316,24 @@ fn an_onnx_file_is_inspected_and_evaluated() {
     assert!(error.contains("--arch"), "{error}");
     let error = complaint(dir.path(), &evaluate("lenet", &[]));
     assert!(error.contains("lenet"), "{error}");
-    let colours = ["evaluate", "lenet.onnx", "--data", "cifar10:sample", "--eps", "0.1"];
+    let colours = [
+        "evaluate",
+        "lenet.onnx",
+        "--data",
+        "cifar10:sample",
+        "--eps",
+        "0.1",
+    ];
     let error = complaint(dir.path(), &colours);
-    assert!(error.contains("(1, 28, 28)") && error.contains("[3, 32, 32]"), "{error}");
-    std::fs::write(dir.path().join("lenet.onnx"), &std::fs::read(&file).unwrap()[..9000]).unwrap();
+    assert!(
+        error.contains("(1, 28, 28)") && error.contains("[3, 32, 32]"),
+        "{error}"
+    );
+    std::fs::write(
+        dir.path().join("lenet.onnx"),
+        &std::fs::read(&file).unwrap()[..9000],
+    )
+    .unwrap();
     let error = complaint(dir.path(), &evaluate("lenet.onnx", &[]));
     assert!(error.contains("not an ONNX model"), "{error}");
 }

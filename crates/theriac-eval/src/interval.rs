@@ -117,12 +117,7 @@ impl fmt::Display for Accuracy {
     }
 }
 
-fn show(
-    f: &mut fmt::Formatter<'_>,
-    value: f64,
-    (low, high): (f64, f64),
-    n: usize,
-) -> fmt::Result {
+fn show(f: &mut fmt::Formatter<'_>, value: f64, (low, high): (f64, f64), n: usize) -> fmt::Result {
     if n == 0 {
         return f.write_str("no images");
     }

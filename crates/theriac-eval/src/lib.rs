@@ -16,6 +16,6 @@ pub use checks::{Check, Checks, Finding, Verdict};
 pub use evaluation::{Evaluation, Measure};
 pub use evaluator::Evaluator;
 pub use interval::{Accuracy, Mean, wilson};
-pub use roc::{Detector, Roc};
 pub use robust::{Knowledge, Outcome, Reference, Robust, ThreatModel};
+pub use roc::{Detector, Roc};
 pub use theriac_attacks::Declared;

@@ -76,7 +76,10 @@ mod tests {
         assert!((area(&[1.0, 1.0], &[1.0]) - 0.5).abs() < 1e-12);
         assert!(area(&[], &[1.0]).is_nan());
         let roc = Roc::of(&[1.0, 2.0, 3.0, 4.0], &[3.5, 5.0]);
-        assert_eq!((roc.caught(0.0), roc.caught(0.25), roc.caught(1.0)), (0.5, 1.0, 1.0));
+        assert_eq!(
+            (roc.caught(0.0), roc.caught(0.25), roc.caught(1.0)),
+            (0.5, 1.0, 1.0)
+        );
         assert_eq!(roc.points.last(), Some(&(1.0, 1.0)));
     }
 }

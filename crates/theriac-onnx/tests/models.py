@@ -12,8 +12,8 @@ The models, with the packages that they are in:
 - the networks of ONNX's own tests (onnx; Caffe2), which come without weights and get random ones.
 
 Others can be added: every model in the folder is compared. Beside NAME.onnx is written
-NAME.safetensors with images, logits, and slopes of one logit by single pixels, as central
-differences with the steps beside them.
+NAME.safetensors with images, logits, and slopes of one logit by the pixels of small squares, as
+central differences with the steps beside them.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ UNTRAINED = ["bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "res
 UNTRAINED += ["shufflenet", "squeezenet"]
 # Where the file leaves the size of images open.
 SIZES = {"ch_ppocr_mobile_v2.0_cls_infer": (48, 192)}
-IMAGES, PIXELS = 3, 6
+IMAGES, SQUARES, SIDE = 3, 6, 8
 # What may come between logits and output.
 SHAPES = ["Identity", "Reshape", "Flatten", "Squeeze", "Cast", "Dropout"]
 
@@ -143,30 +143,26 @@ def compare(path: Path) -> None:
 
 
 def differences(run, image, logits):
-    """Slopes of the first logit by pixels (channel, row, column), where two step sizes agree and
-    rounding is far below."""
+    """Slopes of the first logit by squares of pixels moved together, at (channel, row, column),
+    with the smallest steps that are not lost in rounding, as those of single pixels are."""
     random = np.random.default_rng(1)
 
     def slope(place, h):
-        high, low = image.copy(), image.copy()
-        high[place] += h
-        low[place] -= h
-        # What was added, after rounding.
-        return (run(high)[0] - run(low)[0]) / (float(high[place]) - float(low[place]))
+        channel, row, column = place
+        square = np.zeros_like(image)
+        square[channel, row : row + SIDE, column : column + SIDE] = h
+        return (run(image + square)[0] - run(image - square)[0]) / (2 * h)
 
-    places = [tuple(int(random.integers(n)) for n in image.shape) for _ in range(40)]
-    found = [(place, slope(place, 0.02)) for place in places]
-    largest, noise = max(abs(rough) for _, rough in found), 1e-7 * abs(logits).max()
-    clear = []
-    for place, rough in found:
-        for h in [0.01, 0.005, 0.0025, 0.00125]:
-            fine = slope(place, h)
-            smooth = abs(rough - fine) < 0.02 * abs(fine) and noise / h < 0.05 * abs(fine)
-            if smooth and abs(fine) > 0.1 * largest:
-                clear.append((place, fine, h))
+    sizes = [image.shape[0], image.shape[1] - SIDE, image.shape[2] - SIDE]
+    noise, clear = 2e-7 * abs(logits).max(), []
+    for _ in range(24):
+        place = tuple(int(random.integers(n)) for n in sizes)
+        for h in [0.001, 0.002, 0.004, 0.008, 0.016]:
+            found = slope(place, h)
+            if noise / h < 0.01 * abs(found):
+                clear.append((place, found, h))
                 break
-            rough = fine
-        if len(clear) == PIXELS:
+        if len(clear) == SQUARES:
             break
     return {
         "places": np.array([p for p, _, _ in clear], np.uint32).reshape(-1, 3),

@@ -518,7 +518,8 @@ mod tests {
         store.keep(&record(&cell, value(12.0))).unwrap();
         let page = page("demo", &[table], &store, Scale::Smoke).unwrap();
         assert!(
-            page.markdown.contains("![A \\< B & C](demo/table1-smoke.svg)"),
+            page.markdown
+                .contains("![A \\< B & C](demo/table1-smoke.svg)"),
             "{}",
             page.markdown
         );

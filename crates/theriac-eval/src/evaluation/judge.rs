@@ -175,7 +175,10 @@ fn threat(known: &Known<'_>) -> Check {
     };
     passed(
         c::THREAT,
-        format!("{}, {knowledge}, untargeted away from the label", plan.budget),
+        format!(
+            "{}, {knowledge}, untargeted away from the label",
+            plan.budget
+        ),
     )
 }
 
@@ -241,7 +244,9 @@ fn deterministic(known: &Known<'_>) -> Check {
         true => graded(
             c::DETERMINISTIC,
             Finding::Questionable,
-            format!("{detail}: the model is randomised, and an attacker may average over more draws"),
+            format!(
+                "{detail}: the model is randomised, and an attacker may average over more draws"
+            ),
         ),
         false => passed(c::DETERMINISTIC, detail),
     }
@@ -277,7 +282,10 @@ fn gradients(known: &Known<'_>) -> Check {
         all.sort_by(f64::total_cmp);
         let floor = FLAT_RATIO * all[n / 2];
         let zero = right.iter().filter(|fact| slope(fact) == 0.0).count();
-        (zero, right.iter().filter(|fact| slope(fact) <= floor).count())
+        (
+            zero,
+            right.iter().filter(|fact| slope(fact) <= floor).count(),
+        )
     };
     let (zero_entropy, flat_entropy) = flat(|fact| fact.cross_entropy_slope);
     let (zero_margin, flat_margin) = flat(|fact| fact.margin_slope);
@@ -289,7 +297,11 @@ fn gradients(known: &Known<'_>) -> Check {
         }
     }
     let share = |count: usize| count as f64 / n as f64;
-    let during = if taken == 0 { 0.0 } else { zero as f64 / taken as f64 };
+    let during = if taken == 0 {
+        0.0
+    } else {
+        zero as f64 / taken as f64
+    };
     let finding = if zero_margin > 0 && share(flat_margin) > FLAT {
         Finding::Invalid
     } else if zero_margin > 0 || share(flat_entropy.max(zero_entropy)) > FLAT || during > FLAT {
@@ -354,7 +366,10 @@ fn one_step(known: &Known<'_>) -> Check {
     let n = shadow.len();
     let by_one = shadow.iter().filter(|(_, fact)| fact.correct < 0.5);
     let missed = match known.plan().draws {
-        1 => by_one.clone().filter(|(at, _)| iterated(*at) >= 0.5).count(),
+        1 => by_one
+            .clone()
+            .filter(|(at, _)| iterated(*at) >= 0.5)
+            .count(),
         // Shares of few draws cross one half by chance; their sum does not.
         _ => {
             let ahead = shadow.iter().map(|(at, fact)| iterated(*at) - fact.correct);
@@ -381,7 +396,9 @@ fn reach(known: &Known<'_>) -> Check {
             Some((stage.name.clone(), declared.reach?))
         })
         .collect();
-    let short = reaches.iter().find(|(_, reach)| *reach < eps * (1.0 - 1e-9));
+    let short = reaches
+        .iter()
+        .find(|(_, reach)| *reach < eps * (1.0 - 1e-9));
     match (reaches.is_empty(), short) {
         (true, _) => Check::not_applicable(c::REACH, "the attacks choose their step sizes"),
         (_, Some((name, reach))) => graded(
@@ -398,7 +415,10 @@ fn steps(known: &Known<'_>) -> Check {
         return Check::not_run(c::STEPS);
     }
     let (n, doubled) = (known.few(), known.of(Role::Doubled));
-    let gained = doubled.iter().filter(|(_, fact)| fact.correct < 0.5).count();
+    let gained = doubled
+        .iter()
+        .filter(|(_, fact)| fact.correct < 0.5)
+        .count();
     let resisting: Vec<u32> = doubled.iter().map(|(position, _)| *position).collect();
     let same = known.of(Role::Same).into_iter();
     let rising = same
@@ -447,9 +467,8 @@ fn larger(known: &Known<'_>) -> Check {
     if same.is_empty() || (larger.is_empty() && smaller.is_empty()) {
         return Check::not_applicable(c::LARGER, "the ball cannot be halved or doubled");
     }
-    let resists = |facts: &[(u32, &Attacked)]| -> f64 {
-        facts.iter().map(|(_, fact)| fact.correct).sum()
-    };
+    let resists =
+        |facts: &[(u32, &Attacked)]| -> f64 { facts.iter().map(|(_, fact)| fact.correct).sum() };
     let reversed = |near: &[(u32, &Attacked)], far: &[(u32, &Attacked)]| {
         let far: std::collections::BTreeMap<u32, f64> =
             far.iter().map(|(at, fact)| (*at, fact.correct)).collect();
@@ -460,7 +479,8 @@ fn larger(known: &Known<'_>) -> Check {
     };
     let n = same.len();
     let back = reversed(&smaller, &same) + reversed(&same, &larger);
-    let weaker = (!larger.is_empty() && resists(&larger) > resists(&same) + 1.0 + BETTER * n as f64)
+    let weaker = (!larger.is_empty()
+        && resists(&larger) > resists(&same) + 1.0 + BETTER * n as f64)
         || (!smaller.is_empty() && resists(&same) > resists(&smaller) + 1.0 + BETTER * n as f64);
     let finding = match weaker || more_than(back, n, REVERSED) {
         true => Finding::Questionable,
@@ -506,7 +526,12 @@ fn queries(known: &Known<'_>) -> Check {
     let mut gained = known.beyond(Role::Decisions).len();
     let asked = known.of(Role::Decisions).len();
     let mut ran = asked > 0;
-    let n = known.table.images.iter().filter(|image| image.clean > 0.0).count();
+    let n = known
+        .table
+        .images
+        .iter()
+        .filter(|image| image.clean > 0.0)
+        .count();
     for stage in known.plan().of(Role::Cascade) {
         if matches!(access(stage), Some(Access::Scores | Access::Decisions)) {
             ran = true;
@@ -587,7 +612,12 @@ fn curve(known: &Known<'_>) -> Check {
     if nearest.is_empty() {
         return Check::not_run(c::CURVE);
     }
-    let n = known.table.images.iter().filter(|image| image.clean > 0.0).count();
+    let n = known
+        .table
+        .images
+        .iter()
+        .filter(|image| image.clean > 0.0)
+        .count();
     let missed = known.beyond(Role::Nearest).len();
     let finding = match more_than(missed, n, BETTER) {
         true => Finding::Questionable,
@@ -618,7 +648,11 @@ fn quality(known: &Known<'_>) -> Check {
             for (position, fact) in known.facts.of(&stage.name) {
                 let known = known.image(position).and_then(|image| image.nearest);
                 best += known.unwrap_or(farthest);
-                found += if fact.correct < 0.5 { fact.distance } else { farthest };
+                found += if fact.correct < 0.5 {
+                    fact.distance
+                } else {
+                    farthest
+                };
             }
             let ratio = if found == 0.0 { 1.0 } else { best / found };
             format!("{} {ratio:.3}", stage.name)
@@ -726,14 +760,20 @@ fn classes(known: &Known<'_>) -> Check {
             c::CLASSES,
             format!("{classes} classes: the plain margin takes the place of the ratio"),
         ),
-        false => passed(c::CLASSES, format!("{classes} classes: enough for every loss")),
+        false => passed(
+            c::CLASSES,
+            format!("{classes} classes: enough for every loss"),
+        ),
     }
 }
 
 fn size(known: &Known<'_>) -> Check {
     let n = known.table.images.len();
     let (low, high) = known.table.robust().interval();
-    let detail = format!("{n} images: 95 % interval of {:.1} points", 100.0 * (high - low));
+    let detail = format!(
+        "{n} images: 95 % interval of {:.1} points",
+        100.0 * (high - low)
+    );
     match n < SMALL {
         true => graded(c::SIZE, Finding::Questionable, format!("only {detail}")),
         false => passed(c::SIZE, detail),

@@ -410,12 +410,7 @@ fn apgd(profile: Profile, budget: Budget, loss: Loss) -> Apgd {
 }
 
 /// The attacks of the ensemble and their names.
-fn ensemble(
-    profile: Profile,
-    budget: Budget,
-    classes: usize,
-    random: bool,
-) -> Vec<(String, Spec)> {
+fn ensemble(profile: Profile, budget: Budget, classes: usize, random: bool) -> Vec<(String, Spec)> {
     if profile == Profile::Quick && !random {
         let apgd_t = ApgdT {
             steps: 50,

@@ -330,7 +330,11 @@ fn eight_bits(moved: &Pixels, clean: &Pixels, budget: Budget) -> Result<Pixels> 
     };
     let toward = |moved: f64, clean: f64| {
         let level = moved * 255.0;
-        let level = if moved > clean { level.floor() } else { level.ceil() };
+        let level = if moved > clean {
+            level.floor()
+        } else {
+            level.ceil()
+        };
         level / 255.0
     };
     let mut values = Vec::new();
@@ -415,12 +419,7 @@ fn noise<C: Classifier + ?Sized>(
     Ok((facts, found))
 }
 
-fn random_point(
-    clean: &Pixels,
-    budget: Budget,
-    corner: bool,
-    pass: &Pass<'_>,
-) -> Result<Pixels> {
+fn random_point(clean: &Pixels, budget: Budget, corner: bool, pass: &Pass<'_>) -> Result<Pixels> {
     let eps = budget.eps().get();
     let step = match budget.norm() {
         Norm::L2 => {

@@ -72,7 +72,9 @@ pub enum StoreError {
         reason: String,
     },
     /// A part that does not exist.
-    #[error("part {0} of {1}: parts are numbered from 0, so the last is one less than their number")]
+    #[error(
+        "part {0} of {1}: parts are numbered from 0, so the last is one less than their number"
+    )]
     Shard(u32, u32),
     /// Folders that cannot be merged.
     #[error("cannot merge: {0}")]
@@ -408,7 +410,9 @@ impl Store {
             read.push((dir, Self::read_facts(dir, &manifest, false)?, lock));
         }
         if let Some(missing) = seen.iter().position(Option::is_none) {
-            return merge(format!("part {missing} of {parts} is not among the folders"));
+            return merge(format!(
+                "part {missing} of {parts} is not among the folders"
+            ));
         }
         let mut store = Self::open(into, whole)?;
         for stage in store.manifest.plan.stages.clone() {

@@ -222,10 +222,7 @@ impl Table {
             for stage in plan.of(role) {
                 let ball = stage.attack.as_ref().and_then(|a| a.declared().budget);
                 let Some(ball) = ball else { continue };
-                let few = self
-                    .images
-                    .iter()
-                    .filter(|image| image.position < plan.few);
+                let few = self.images.iter().filter(|image| image.position < plan.few);
                 let shares = few.map(|image| {
                     let fact = facts.attacked(&stage.name, image.position);
                     fact.map_or(0.0, |fact| fact.correct)

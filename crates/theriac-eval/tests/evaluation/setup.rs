@@ -26,12 +26,7 @@ impl Dataset for Golden {
         self.0.len()
     }
 
-    fn batch(
-        &self,
-        indices: &[u32],
-        _: DType,
-        _: &Device,
-    ) -> theriac_data::Result<Batch<Labels>> {
+    fn batch(&self, indices: &[u32], _: DType, _: &Device) -> theriac_data::Result<Batch<Labels>> {
         let whole = || -> Result<Batch<Labels>> {
             let pixels: Pixels = self.0.pixels.pick(indices)?;
             let target = self.0.target.pick(indices)?;

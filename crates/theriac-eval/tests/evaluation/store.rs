@@ -135,7 +135,10 @@ fn a_full_disk_loses_nothing_that_was_done() -> Result<()> {
     std::os::unix::fs::symlink("/dev/full", facts.join("fgsm.jsonl")).unwrap();
     let error = measure(&twin.frozen, &Golden::new(IMAGES), &mut store, 12).unwrap_err();
     let error = error.to_string();
-    assert!(error.contains("fgsm.jsonl") && error.contains("free some space"), "{error}");
+    assert!(
+        error.contains("fgsm.jsonl") && error.contains("free some space"),
+        "{error}"
+    );
     drop(store);
     std::fs::remove_file(facts.join("fgsm.jsonl")).unwrap();
     let mut store = open(dir.path(), Shard::WHOLE)?;

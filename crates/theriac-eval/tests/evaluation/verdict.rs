@@ -36,7 +36,11 @@ fn ordinary_and_adversarially_trained_models_are_believed() -> Result<()> {
     for model in ["std", "rob", "bn"] {
         let evaluation = evaluate(&load(model, DType::F32)?.frozen)?;
         println!("{model}: {evaluation}");
-        assert_eq!(evaluation.verdict, Verdict::Reliable, "{model}: {evaluation}");
+        assert_eq!(
+            evaluation.verdict,
+            Verdict::Reliable,
+            "{model}: {evaluation}"
+        );
     }
     Ok(())
 }
@@ -59,7 +63,11 @@ fn masked_models_are_not() -> Result<()> {
         };
         let evaluation = evaluate(&masked)?;
         println!("{mask:?}: {evaluation}");
-        assert_ne!(evaluation.verdict, Verdict::Reliable, "{mask:?}: {evaluation}");
+        assert_ne!(
+            evaluation.verdict,
+            Verdict::Reliable,
+            "{mask:?}: {evaluation}"
+        );
         assert!(
             finding(&evaluation, check) >= Finding::Questionable,
             "{mask:?}: {evaluation}"
@@ -118,7 +126,8 @@ impl Detector for OffGrid {
 fn a_detector_gets_its_curve() -> Result<()> {
     let twin = load("std", DType::F32)?;
     let mut plan = plan(Profile::Quick, false);
-    plan.stages.retain(|stage| matches!(stage.role, Role::Clean | Role::Shadow | Role::Cascade));
+    plan.stages
+        .retain(|stage| matches!(stage.role, Role::Clean | Role::Shadow | Role::Cascade));
     let mut store = Store::in_memory(manifest(plan, 30, Shard::WHOLE)).unwrap();
     let (data, run) = (Golden::new(30), Run::new(0, &Device::Cpu));
     let work = Measure {
@@ -178,7 +187,10 @@ fn agrees(profile: Profile, n: usize) -> Result<()> {
             Profile::Quick => 0.02 * n as f64,
             _ => (0.002 * n as f64).max(1.0),
         };
-        assert!(off.abs() <= above.max(2.0) && off <= above, "{model}: {off} images off {theirs}");
+        assert!(
+            off.abs() <= above.max(2.0) && off <= above,
+            "{model}: {off} images off {theirs}"
+        );
 
         let known = golden::values(vectors.get(&format!("{model}.{}.best", Norm::Linf)))?;
         let index = vectors.numbers(&format!("{model}.index"))?;
@@ -191,7 +203,10 @@ fn agrees(profile: Profile, n: usize) -> Result<()> {
         }
         ratios.sort_by(f64::total_cmp);
         let median = ratios[ratios.len() / 2];
-        println!("{model}: distances {median:.4} times the smallest known, {}", ratios.len());
+        println!(
+            "{model}: distances {median:.4} times the smallest known, {}",
+            ratios.len()
+        );
         assert!((0.99..1.05).contains(&median), "{model}: {median}");
     }
     Ok(())
