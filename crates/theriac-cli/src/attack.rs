@@ -21,7 +21,7 @@ use crate::subject::{self, DataOptions, ModelOptions};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The weights, a safetensors file.
+    /// The model: weights as a safetensors file, or an ONNX file.
     model: PathBuf,
     #[command(flatten)]
     network: ModelOptions,
@@ -105,13 +105,7 @@ struct Told {
 pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let device = theriac::device(&common.device)?;
     let data = subject::images(&options.data)?;
-    let model = subject::open(
-        &options.model,
-        &options.network,
-        data.classes(),
-        DType::F32,
-        &device,
-    )?;
+    let model = subject::open(&options.model, &options.network, &data, DType::F32, &device)?;
     let attack = spec(options)?;
     attack.check()?;
     let all: Vec<u32> = (0..data.len() as u32).collect();

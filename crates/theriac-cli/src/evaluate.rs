@@ -26,7 +26,7 @@ const FIRST: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The weights, a safetensors file.
+    /// The model: weights as a safetensors file, or an ONNX file.
     model: PathBuf,
     #[command(flatten)]
     network: ModelOptions,
@@ -111,7 +111,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let device = theriac::device(&common.device)?;
     let data = subject::images(&options.data)?;
     let open = |path: &Path, network: &ModelOptions| {
-        subject::open(path, network, data.classes(), options.dtype, &device)
+        subject::open(path, network, &data, options.dtype, &device)
     };
     let model = open(&options.model, &options.network)?;
     let surrogate = options.surrogate.as_deref().map(|path| {

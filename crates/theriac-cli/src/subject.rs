@@ -10,7 +10,8 @@ use theriac::Classifier;
 use theriac_data::{Dataset as _, Images};
 use theriac_datasets::{Options as Places, Role, Split, embedded, resolve};
 use theriac_models::Spec;
-use theriac_nn::{Normalised, Params, Plain, Saved};
+use theriac_nn::{Network, Normalised, Params, Plain, Saved};
+use theriac_onnx::OnnxModel;
 
 /// Which network, and how it sees images.
 #[derive(Clone, Debug, clap::Args)]
@@ -20,6 +21,12 @@ pub(crate) struct ModelOptions {
     /// file says of itself.
     #[arg(long, value_name = "NAME")]
     pub(crate) arch: Option<String>,
+    /// The file is ONNX, which holds its network. Files called *.onnx are taken for that anyway.
+    #[arg(long, conflicts_with = "arch")]
+    pub(crate) onnx: bool,
+    /// The output of an ONNX file that holds the logits, if it has several.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) output: Option<String>,
     /// The network was trained on normalised images: their mean, for pixels in [0, 1], one for each
     /// channel or one for all.
     #[arg(long, value_delimiter = ',', value_name = "M,...", requires = "std")]
@@ -86,14 +93,82 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
     })
 }
 
-/// Reads a weights file into its network.
+/// Whether a file is taken for ONNX.
+pub(crate) fn is_onnx(path: &Path, said: bool) -> bool {
+    said || path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
+}
+
+/// Reads a file into its network, for these images.
 pub(crate) fn open(
     path: &Path,
     options: &ModelOptions,
-    classes: usize,
+    data: &Images,
     dtype: DType,
     device: &Device,
 ) -> Result<Model> {
+    let params = Params::new(0, dtype, device);
+    let (network, arch) = match is_onnx(path, options.onnx) {
+        true => {
+            ensure!(
+                options.arch.is_none(),
+                "{} holds its network: leave --arch out",
+                path.display()
+            );
+            // Its weights are constants, so there are no parameters to watch.
+            (
+                from_onnx(path, options, data, dtype, device)?,
+                "onnx".to_owned(),
+            )
+        }
+        false => from_weights(path, options, data.classes(), &params)?,
+    };
+    ensure!(
+        network.classes() == data.classes(),
+        "{} ({arch}) tells {} classes apart, the data have {}: choose another network or other data",
+        path.display(),
+        network.classes(),
+        data.classes()
+    );
+    let classifier: Box<dyn Classifier> = match options.mean.is_empty() {
+        true => Box::new(network),
+        false => Box::new(Normalised::new(network, &options.mean, &options.std)?),
+    };
+    Ok(Model {
+        classifier,
+        params,
+        arch,
+        sha256: sha256_of(path)?,
+    })
+}
+
+fn from_onnx(
+    path: &Path,
+    options: &ModelOptions,
+    data: &Images,
+    dtype: DType,
+    device: &Device,
+) -> Result<Network> {
+    let model = OnnxModel::open(
+        path,
+        &theriac_onnx::Options {
+            image: Some(data.shape()),
+            output: options.output.clone(),
+            dtype,
+            device: device.clone(),
+        },
+    )?;
+    Ok(model.network)
+}
+
+/// The network of a weights file, by its name.
+fn from_weights(
+    path: &Path,
+    options: &ModelOptions,
+    classes: usize,
+    params: &Params,
+) -> Result<(Network, String)> {
     let saved = Saved::read(path)?;
     let name = match (&options.arch, saved.about().get("model")) {
         (Some(name), _) => name.clone(),
@@ -105,7 +180,6 @@ pub(crate) fn open(
         ),
     };
     let spec = arch(&name, classes)?;
-    let params = Params::new(0, dtype, device);
     let network = spec.build(&Plain, params.frozen())?;
     params.restore(&saved, "").with_context(|| {
         format!(
@@ -114,22 +188,7 @@ pub(crate) fn open(
             path.display()
         )
     })?;
-    ensure!(
-        network.classes() == classes,
-        "{name} tells {} classes apart, the data have {classes}: choose another network or other \
-         data",
-        network.classes()
-    );
-    let classifier: Box<dyn Classifier> = match options.mean.is_empty() {
-        true => Box::new(network),
-        false => Box::new(Normalised::new(network, &options.mean, &options.std)?),
-    };
-    Ok(Model {
-        classifier,
-        params,
-        arch: name,
-        sha256: sha256_of(path)?,
-    })
+    Ok((network, name))
 }
 
 /// Which images.

@@ -268,3 +268,72 @@ fn inspects_converts_and_attacks() {
     let script = stdout(&theriac(dir.path(), &["completions", "bash"]));
     assert!(script.contains("evaluate"));
 }
+
+#[test]
+fn an_onnx_file_is_inspected_and_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = root.join("../theriac-onnx/tests/data/lenet.onnx");
+    std::fs::copy(&file, dir.path().join("lenet.onnx")).unwrap();
+    std::fs::copy(&file, dir.path().join("lenet")).unwrap();
+    for arguments in [
+        &["inspect", "lenet.onnx", "--json"][..],
+        &["inspect", "lenet", "--onnx", "--json"],
+    ] {
+        let told: Value = serde_json::from_str(&stdout(&theriac(dir.path(), arguments))).unwrap();
+        assert_eq!(
+            (&told["classes"], &told["parameters"]),
+            (&10.into(), &6070.into())
+        );
+        assert_eq!(told["image"], serde_json::json!([1, 28, 28]));
+        assert_eq!(told["operations"]["Conv"], 3);
+    }
+    let data = [
+        "--data",
+        "fashion-mnist:sample",
+        "--images",
+        "8",
+        "--eps",
+        "8/255",
+    ];
+    let evaluate = |model: &'static str, more: &[&'static str]| -> Vec<&'static str> {
+        [
+            &["evaluate", model],
+            &data[..],
+            &["--profile", "quick"],
+            more,
+        ]
+        .concat()
+    };
+    let normalised = ["--mean", "0.5", "--std", "0.25", "--json"];
+    let json = stdout(&theriac(dir.path(), &evaluate("lenet.onnx", &normalised)));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["table"]["images"].as_array().unwrap().len(), 8);
+    let html = std::fs::read_to_string(dir.path().join("theriac-report/index.html")).unwrap();
+    assert!(html.contains("lenet.onnx"));
+
+    let error = complaint(dir.path(), &evaluate("lenet.onnx", &["--arch", "lenet5"]));
+    assert!(error.contains("--arch"), "{error}");
+    let error = complaint(dir.path(), &evaluate("lenet", &[]));
+    assert!(error.contains("lenet"), "{error}");
+    let colours = [
+        "evaluate",
+        "lenet.onnx",
+        "--data",
+        "cifar10:sample",
+        "--eps",
+        "0.1",
+    ];
+    let error = complaint(dir.path(), &colours);
+    assert!(
+        error.contains("(1, 28, 28)") && error.contains("[3, 32, 32]"),
+        "{error}"
+    );
+    std::fs::write(
+        dir.path().join("lenet.onnx"),
+        &std::fs::read(&file).unwrap()[..9000],
+    )
+    .unwrap();
+    let error = complaint(dir.path(), &evaluate("lenet.onnx", &[]));
+    assert!(error.contains("not an ONNX model"), "{error}");
+}

@@ -44,7 +44,11 @@ enum Kind {
     GlobalAvgPool,
     Flatten,
     Add(Value),
+    Join(Join, Vec<Value>),
 }
+
+/// A function of tensors.
+type Join = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
 
 struct Step {
     kind: Kind,
@@ -100,6 +104,11 @@ impl Network {
         }
     }
 
+    /// The same steps for another number of classes: for whoever learns it from the last step.
+    pub fn with_classes(self, classes: usize) -> Self {
+        Self { classes, ..self }
+    }
+
     /// The image, (N, C, H, W).
     pub fn image(&self) -> Value {
         Value(0)
@@ -138,6 +147,17 @@ impl Network {
     /// The sum of two values of one shape.
     pub fn add(&mut self, a: Value, b: Value) -> Value {
         self.push(a, Kind::Add(b))
+    }
+
+    /// A function of one value and maybe of more, for all that has no step of its own. It runs on
+    /// its own, so stretches end there; its gradients must be right.
+    pub fn join(
+        &mut self,
+        input: Value,
+        more: &[Value],
+        f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Value {
+        self.push(input, Kind::Join(Box::new(f), more.to_vec()))
     }
 
     fn push(&mut self, input: Value, kind: Kind) -> Value {
@@ -308,11 +328,14 @@ impl Network {
 
     /// The values that step i reads.
     fn reads(&self, i: usize) -> impl Iterator<Item = Value> {
-        let other = match self.steps[i].kind {
-            Kind::Add(other) => Some(other),
-            _ => None,
+        let others = match &self.steps[i].kind {
+            Kind::Add(other) => std::slice::from_ref(other),
+            Kind::Join(_, more) => more,
+            _ => &[],
         };
-        [Some(self.steps[i].input), other].into_iter().flatten()
+        [self.steps[i].input]
+            .into_iter()
+            .chain(others.iter().copied())
     }
 
     /// The result of step i from earlier values.
@@ -327,6 +350,11 @@ impl Network {
             Kind::GlobalAvgPool => x.mean_keepdim((2, 3))?,
             Kind::Flatten => x.flatten_from(1)?,
             Kind::Add(other) => (x + value(values, *other)?)?,
+            Kind::Join(f, more) => {
+                let more = more.iter().map(|at| Ok(value(values, *at)?.clone()));
+                let all: Result<Vec<Tensor>> = [Ok(x.clone())].into_iter().chain(more).collect();
+                f(&all?)?
+            }
         })
     }
 
@@ -358,6 +386,7 @@ impl Network {
                 Kind::Flatten => plain(None),
                 // `run` fills in where the other value stands.
                 Kind::Add(_) => plain(Some(Op::Add { other: 0 })),
+                Kind::Join(..) => return Ok(None),
             }))
         };
         let mut forms: Vec<Option<Form>> = self.steps.iter().map(form).collect::<Result<_>>()?;
@@ -551,6 +580,48 @@ mod tests {
             parts(3, params.frozen(), Mode::Eval)?,
             [(0, 5, true), (6, 6, false), (7, 10, true)]
         );
+        Ok(())
+    }
+
+    /// `relu(a(x)) b(relu(a(x)))` between two stretches.
+    fn joined(vb: VarBuilder) -> Result<Network> {
+        let mut net = Network::new(0);
+        let conv = |i, o| Conv::new(i, o, 3).padding(1);
+        let h = net.layer(net.image(), Plain.conv(&conv(2, 4), vb.pp("a"))?);
+        let h = net.relu(h);
+        let g = net.layer(h, Plain.conv(&conv(4, 4), vb.pp("b"))?);
+        let h = net.join(h, &[g], |v| Ok((&v[0] * &v[1])?));
+        let h = net.flatten(h);
+        net.layer(h, Plain.linear(&Linear::new(144, 3), vb.pp("fc"))?);
+        Ok(net.with_classes(3))
+    }
+
+    #[test]
+    fn a_join_runs_between_stretches_with_its_gradients() -> Result<()> {
+        let (run, ids) = (Run::new(0, &Device::Cpu), [0, 1, 2, 3, 4]);
+        let pass = run.eval(&ids);
+        let values = |dtype| -> Result<Vec<f64>> {
+            let net = joined(Params::new(0, dtype, &Device::Cpu).frozen())?;
+            assert_eq!(net.classes(), 3);
+            let square = |x: &Pixels| Ok(net.logits(x, &pass)?.sqr()?.sum(1)?);
+            let (value, slopes) = gradient(&images(dtype)?, &pass, square)?;
+            let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+            Ok([flat(&value)?, flat(&slopes)?].concat())
+        };
+        let net = joined(Params::new(0, DType::F32, &Device::Cpu).frozen())?;
+        let parts = net.parts(&net.forms(&pass)?);
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|p| (p.first, p.last, p.together))
+            .collect();
+        assert_eq!(
+            parts,
+            [(0, 1, true), (2, 2, true), (3, 3, false), (4, 5, true)]
+        );
+        // In f64 every step runs on its own.
+        for (a, e) in values(DType::F32)?.iter().zip(values(DType::F64)?) {
+            assert!((a - e).abs() < 1e-5, "{a} against {e}");
+        }
         Ok(())
     }
 
