@@ -1,7 +1,9 @@
 //! Every objective trains, and every attack keeps its contract on what was trained.
 
 use candle_core::{DType, Device};
-use theriac::{Aim, Attack, Batch, Budget, Classifier, Labels, Model as _, Result, Run, craft};
+use theriac::{
+    Aim, Attack, Batch, Budget, Classifier, Labels, Mode, Model as _, Result, Run, craft,
+};
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, MiFgsm, Pgd, Restarts, bim};
@@ -29,6 +31,7 @@ fn fgsm_adv() -> AdversarialTraining<Fgsm> {
         attack,
         clean_weight: 0.5,
         label: LabelSource::Predicted,
+        mode: Mode::Eval,
     }
 }
 
@@ -49,6 +52,7 @@ fn bim_adversarial_training_learns() -> Result<()> {
         attack,
         clean_weight: 0.5,
         label: LabelSource::True,
+        mode: Mode::Eval,
     })
 }
 
@@ -59,6 +63,7 @@ fn pgd_adv() -> AdversarialTraining<Pgd> {
         attack,
         clean_weight: 0.0,
         label: LabelSource::True,
+        mode: Mode::Eval,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use theriac::{
-    Aim, Batch, Budget, Eps, Labels, Model, Norm, Pixels, Result, Run, craft, gradient, predict,
+    Aim, Batch, Budget, Eps, Labels, Mode, Model, Norm, Pixels, Result, Run, craft, gradient,
+    predict,
 };
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
@@ -226,6 +227,7 @@ fn gradient_passes_a_batch_are_those_of_the_paper() -> Result<()> {
         attack: fgsm,
         clean_weight: 0.5,
         label: LabelSource::Predicted,
+        mode: Mode::Eval,
     };
     let bim_adv = |n| -> Result<_> {
         let attack = bim(eps(EPS), eps(EPS).over(n)?, n)?;
@@ -233,6 +235,7 @@ fn gradient_passes_a_batch_are_those_of_the_paper() -> Result<()> {
             attack,
             clean_weight: 0.5,
             label: LabelSource::True,
+            mode: Mode::Eval,
         })
     };
     assert_eq!(passes(Clean)?, [1.0, 1.0]);

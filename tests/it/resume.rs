@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device};
-use theriac::{Classifier, Result, Rng, Run};
+use theriac::{Classifier, Mode, Result, Rng, Run};
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, Pgd};
@@ -123,6 +123,7 @@ fn adversarial_training_with_adam_continues() -> Result<()> {
                 attack,
                 clean_weight: 0.5,
                 label,
+                mode: Mode::Eval,
             })
         },
         adam,
@@ -139,6 +140,7 @@ fn adversarial_training_with_random_starts_continues() -> Result<()> {
                 attack,
                 clean_weight: 0.0,
                 label,
+                mode: Mode::Eval,
             })
         },
         adam,

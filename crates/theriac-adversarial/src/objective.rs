@@ -1,14 +1,14 @@
 //! Adversarial training with any attack.
 
 use candle_core::Tensor;
-use theriac::{Aim, Attack, Batch, Classifier, Labels, Pass, Result, craft};
+use theriac::{Aim, Attack, Batch, Classifier, Labels, Mode, Pass, Result, craft};
 use theriac_nn::Twin;
 use theriac_train::{LabelSource, Objective, mixture};
 
 /// Trains on a mixture of clean images and images attacked on the current network.
 ///
 /// ```text
-/// x' = attack(x, label)          on the frozen twin, in evaluation mode
+/// x' = attack(x, label)          on the frozen twin
 /// loss = w * mean CE(z(x), y) + (1 - w) * mean CE(z(x'), y)
 /// ```
 ///
@@ -25,13 +25,21 @@ pub struct AdversarialTraining<A> {
     pub clean_weight: f64,
     /// The label that the attack moves away from.
     pub label: LabelSource,
+    /// The network's mode while images are crafted. In training mode norms use the batch's
+    /// statistics, and every pass of the attack moves the running ones, as in code that does not
+    /// switch.
+    pub mode: Mode,
 }
 
 impl<C: Classifier, A: Attack<C>> Objective<C> for AdversarialTraining<A> {
     fn loss(&mut self, twin: &Twin<C>, batch: &Batch<Labels>, pass: &Pass<'_>) -> Result<Tensor> {
-        let labels = self.label.labels(&twin.frozen, batch, &pass.eval())?;
+        let crafting = Pass {
+            mode: self.mode,
+            ..*pass
+        };
+        let labels = self.label.labels(&twin.frozen, batch, &crafting)?;
         let aim = Aim::Away(&labels);
-        let moved = craft(&self.attack, &twin.frozen, &batch.pixels, aim, &pass.eval())?;
+        let moved = craft(&self.attack, &twin.frozen, &batch.pixels, aim, &crafting)?;
         mixture(twin, batch, &moved, self.clean_weight, pass)
     }
 }

@@ -9,5 +9,5 @@ mod spec;
 pub use advertorch::advertorch_lenet;
 pub use atda_cnn::atda_cnn;
 pub use lenet::lenet;
-pub use resnet::{resnet_v1, resnet18};
+pub use resnet::{resnet_v1, resnet18, resnet18_fc3};
 pub use spec::Spec;

@@ -45,7 +45,8 @@ pub fn resnet_v1(
     }
     positive("widen", widen)?;
     let widths = [16, 32, 64].map(|width| width * widen);
-    Residual::new(layers, classes, Init::He).build(vb, &widths, (depth - 2) / 6, false)
+    let blocks = (depth - 2) / 6;
+    Residual::new(layers, classes, Init::He).build(vb, 32, &widths, blocks, false, &[])
 }
 
 /// ResNet-18 for images (N, 3, H, W): 11,173,962 parameters at 10 classes. Parameters as in
@@ -54,8 +55,35 @@ pub fn resnet_v1(
 /// # Errors
 /// When `classes` is 0, or a parameter exists with another shape.
 pub fn resnet18(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
-    Residual::new(layers, classes, Init::Torch).build(vb, &[64, 128, 256, 512], 2, true)
+    Residual::new(layers, classes, Init::Torch).build(vb, 32, &WIDTHS_18, 2, true, &[])
 }
+
+/// The convolutions of [`resnet18`] for images (N, 3, side, side), then three fully connected
+/// layers `fc1`, `fc2`, `fc3` with `hidden` units and ReLUs between them: the network of Wen, Rios &
+/// Itti (2020, section 4.2) with side 64, 1,028 units and 200 classes.
+///
+/// # Errors
+/// When `side` is below 8, `hidden` or `classes` is 0, or a parameter exists with another shape.
+pub fn resnet18_fc3(
+    layers: &dyn Layers,
+    vb: VarBuilder,
+    side: usize,
+    hidden: usize,
+    classes: usize,
+) -> Result<Network> {
+    positive("hidden", hidden)?;
+    if side < 8 {
+        return Err(theriac::Error::Setting {
+            name: "side",
+            value: side.to_string(),
+            remedy: "three stages halve the image: use at least 8 pixels",
+        });
+    }
+    let head = [hidden, hidden];
+    Residual::new(layers, classes, Init::Torch).build(vb, side, &WIDTHS_18, 2, true, &head)
+}
+
+const WIDTHS_18: [usize; 4] = [64, 128, 256, 512];
 
 fn positive(name: &'static str, value: usize) -> Result<()> {
     if value == 0 {
@@ -96,14 +124,16 @@ impl<'a> Residual<'a> {
     fn build(
         mut self,
         vb: VarBuilder,
+        side: usize,
         widths: &[usize],
         blocks: usize,
         projection: bool,
+        head: &[usize],
     ) -> Result<Network> {
         positive("classes", self.classes)?;
         let mut shape = Shape {
             channels: widths[0],
-            side: 32,
+            side,
         };
         let image = self.net.image();
         let h = self.conv_norm(image, 3, shape.channels, 3, 1, &vb.pp("stem"), "")?;
@@ -117,9 +147,21 @@ impl<'a> Residual<'a> {
             }
         }
         let h = self.net.global_avg_pool(h);
-        let h = self.net.flatten(h);
-        let fc = Linear::new(shape.channels, self.classes);
-        let fc = self.layers.linear(&fc, vb.pp("fc"))?;
+        let mut h = self.net.flatten(h);
+        let mut inputs = shape.channels;
+        for (i, &hidden) in head.iter().enumerate() {
+            let fc = Linear::new(inputs, hidden);
+            let fc = self.layers.linear(&fc, vb.pp(format!("fc{}", i + 1)))?;
+            h = self.net.layer(h, fc);
+            h = self.net.relu(h);
+            inputs = hidden;
+        }
+        let name = match head.len() {
+            0 => "fc".to_owned(),
+            hidden => format!("fc{}", hidden + 1),
+        };
+        let fc = Linear::new(inputs, self.classes);
+        let fc = self.layers.linear(&fc, vb.pp(name))?;
         self.net.layer(h, fc);
         Ok(self.net)
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use theriac::Result;
 use theriac_nn::{Layers, Network, VarBuilder};
 
-use crate::{advertorch_lenet, atda_cnn, lenet, resnet_v1, resnet18};
+use crate::{advertorch_lenet, atda_cnn, lenet, resnet_v1, resnet18, resnet18_fc3};
 
 /// A network as it stands in TOML: `{ kind = "lenet" }`,
 /// `{ kind = "resnet-v1", depth = 20, classes = 10 }`.
@@ -33,6 +33,15 @@ pub enum Spec {
         /// Number of classes.
         classes: usize,
     },
+    /// [`resnet18_fc3`].
+    Resnet18Fc3 {
+        /// Pixels on a side of an image.
+        side: usize,
+        /// Units of the two hidden layers.
+        hidden: usize,
+        /// Number of classes.
+        classes: usize,
+    },
 }
 
 fn one() -> usize {
@@ -55,6 +64,11 @@ impl Spec {
                 classes,
             } => resnet_v1(layers, vb, depth, widen, classes),
             Self::Resnet18 { classes } => resnet18(layers, vb, classes),
+            Self::Resnet18Fc3 {
+                side,
+                hidden,
+                classes,
+            } => resnet18_fc3(layers, vb, side, hidden, classes),
         }
     }
 }

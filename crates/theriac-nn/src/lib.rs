@@ -17,7 +17,7 @@ pub use error::Error;
 pub use init::Init;
 pub use layers::{Layer, Layers, Plain, Site};
 pub use linear::Linear;
-pub use network::{Form, Network, Value};
+pub use network::{Form, Network, Operations, Value};
 pub use norm::BatchNorm;
 pub use normalised::Normalised;
 pub use params::Params;

@@ -9,6 +9,10 @@ use theriac_ops::{PoolConfig, avg_pool2d, max_pool2d, relu};
 
 use crate::Layer;
 
+mod operations;
+
+pub use operations::Operations;
+
 /// A value inside a network: the image, or the result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value(usize);

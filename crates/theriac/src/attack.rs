@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use theriac_ops::network::PreparedCache;
 
-use crate::{Error, Model, Pass, Pixels, Result, Target};
+use crate::{Error, Mode, Model, Pass, Pixels, Result, Target};
 
 /// Images in one task of [`craft`]. Fixed, so that no result can depend on the number of threads;
 /// small, so that a task's activations stay in a core's cache.
@@ -134,7 +134,7 @@ impl<M: Model + ?Sized, A: Attack<M> + ?Sized> Attack<M> for &A {
 
 /// [`Attack::perturb`] over threads: on a CPU the batch is cut into tasks of [`CHUNK`] images, or
 /// twice as many of a large batch, each of which runs its whole attack on one core; elsewhere it
-/// stays whole. Results do not depend on the cut.
+/// stays whole, and so it does in training mode. Results do not depend on the cut.
 ///
 /// # Errors
 /// Those of the attack.
@@ -154,7 +154,7 @@ where
     if cut == Cut::Whole {
         return attack.perturb(model, clean, aim, pass);
     }
-    let chunk = chunk(clean, cut);
+    let chunk = chunk(clean, cut, pass);
     in_parts(
         &[clean],
         chunk,
@@ -165,10 +165,12 @@ where
 }
 
 /// Images in one task.
-fn chunk(images: &Pixels, cut: Cut) -> usize {
+fn chunk(images: &Pixels, cut: Cut, pass: &Pass<'_>) -> usize {
     let n = images.len();
     match cut {
         _ if !images.tensor().device().is_cpu() => n,
+        // Norms over the batch let images see each other.
+        _ if pass.mode == Mode::Train => n,
         Cut::Small if n < MANY => CHUNK,
         // A batch that is large enough for many cores is cut in larger tasks, which read weights
         // less often.
@@ -192,7 +194,7 @@ pub fn over_chunks<T: Target>(
     let first = images.first().ok_or(Error::Empty {
         what: "list of batches",
     })?;
-    in_parts(images, chunk(first, Cut::Small), target, pass, f)
+    in_parts(images, chunk(first, Cut::Small, pass), target, pass, f)
 }
 
 fn in_parts<T: Target>(
@@ -237,7 +239,7 @@ pub fn in_chunks<R: Send>(
     pass: &Pass<'_>,
     f: impl Fn(usize, &Pixels, &Pass<'_>) -> Result<Vec<R>> + Sync,
 ) -> Result<Vec<R>> {
-    let (n, chunk) = (images.len(), chunk(images, Cut::Small));
+    let (n, chunk) = (images.len(), chunk(images, Cut::Small, pass));
     if pass.samples.len() != n {
         let samples = pass.samples.len();
         return Err(Error::Samples { samples, images: n });

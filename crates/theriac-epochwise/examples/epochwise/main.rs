@@ -12,7 +12,7 @@ use std::sync::Once;
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
-use theriac::{Budget, Eps, Run};
+use theriac::{Budget, Eps, Mode, Run};
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, bim};
@@ -236,6 +236,7 @@ fn trained(
                 attack,
                 clean_weight,
                 label,
+                mode: Mode::Eval,
             })
         };
         let go = Go {
@@ -254,6 +255,7 @@ fn trained(
                     attack: fgsm()?,
                     clean_weight,
                     label,
+                    mode: Mode::Eval,
                 })
             }
             Method::Atda => go.train(Atda::new(fgsm()?)),

@@ -1,0 +1,53 @@
+//! Images by the name of their data set.
+
+use theriac_data::{Dataset as _, Images};
+use theriac_datasets::{Options, Role, Split, embedded, resolve};
+use theriac_tables::{BoxError, Lab};
+
+/// The first `n` images of a split: of the samples in the repository, or of the whole data set from
+/// the user's folder.
+///
+/// # Errors
+/// If the data set is unknown or not there, or has fewer images.
+pub fn images(
+    name: &str,
+    samples: bool,
+    split: Split,
+    n: usize,
+    lab: &Lab,
+) -> Result<Images, BoxError> {
+    let whole = match samples {
+        true => sample(name, split)?,
+        false => whole(name, split, lab)?,
+    };
+    Ok(match n == whole.len() {
+        true => whole,
+        false => whole.take(n)?,
+    })
+}
+
+fn sample(name: &str, split: Split) -> Result<Images, BoxError> {
+    let sample = embedded(name)?;
+    let part = match split {
+        Split::Train => sample.train,
+        Split::Test => sample.test,
+    };
+    let (shape, classes) = (sample.shape, sample.classes);
+    let images = Images::new(name, part.images, part.labels, shape, classes)?;
+    Ok(images.with_ids(part.indices)?)
+}
+
+fn whole(name: &str, split: Split, lab: &Lab) -> Result<Images, BoxError> {
+    let from_env = Options::from_env();
+    let options = Options {
+        data_dir: lab.data_dir.clone().or(from_env.data_dir),
+        ..from_env
+    };
+    let files = resolve(name, &options)?;
+    let paths = |role| files.paths(split, role);
+    let (images, labels) = (paths(Role::Images), paths(Role::Labels));
+    Ok(match (images.first(), labels.first()) {
+        (Some(images), Some(labels)) => Images::from_idx(name, images, labels, 10)?,
+        _ => Images::from_cifar10(name, &paths(Role::Records))?,
+    })
+}
