@@ -21,6 +21,9 @@ mod mi_fgsm;
 mod pgd;
 mod report;
 mod restarts;
+#[cfg(test)] // what `cargo xtask new attack` writes is right as it stands
+#[path = "../../../xtask/src/templates/attack.rs"]
+mod skeleton;
 mod spec;
 mod spsa;
 mod square;

@@ -348,3 +348,34 @@ pub const CATALOGUE: [Entry; 32] = [
 pub fn entry_of(check: &Check) -> Option<&'static Entry> {
     CATALOGUE.iter().find(|entry| entry.name == check.name)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_says_the_same() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/evaluation.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let chapters: Vec<String> = text.split("\n### ").skip(1).map(plain).collect();
+        assert_eq!(chapters.len(), CATALOGUE.len());
+        for (entry, chapter) in CATALOGUE.iter().zip(&chapters) {
+            let title = format!("{}. {} ", entry.number, entry.name);
+            assert!(chapter.starts_with(&title), "{title}: {chapter}");
+            let (sign, source, remedy) = (
+                entry.sign.unwrap_or_default(),
+                format!("- Source: {}. - Finding: ", entry.source),
+                format!("- If it fails: {}", entry.remedy),
+            );
+            for part in [entry.meaning, sign, &source, &remedy] {
+                assert!(chapter.contains(part), "{title}: no {part:?} in {chapter}");
+            }
+        }
+    }
+
+    /// One space between words.
+    fn plain(text: &str) -> String {
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
