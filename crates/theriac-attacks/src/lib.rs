@@ -22,6 +22,7 @@ mod pgd;
 mod report;
 mod restarts;
 #[cfg(test)] // what `cargo xtask new attack` writes is right as it stands
+#[allow(unreachable_pub)] // public where it is written to
 #[path = "../../../xtask/src/templates/attack.rs"]
 mod skeleton;
 mod spec;

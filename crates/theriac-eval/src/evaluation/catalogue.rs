@@ -96,9 +96,10 @@ pub const CATALOGUE: [Entry; 32] = [
         2,
         RANGE,
         CARLINI,
-        "Clean pixels lie in [0, 1] and use that range. Outside it they are an error; normalisation \
-         belongs into the model.",
-        "Divide bytes by 255 once and leave normalisation to the model's first layer.",
+        "Clean pixels lie in [0, 1] and use that range, and the model knows them. Outside it they are \
+         an error; normalisation belongs into the model.",
+        "Divide bytes by 255 once, leave normalisation to the model's first layer, and take the data \
+         that it was trained for.",
     ),
     entry(
         3,
