@@ -1,6 +1,10 @@
 //! Integration tests across the workspace, one module per question.
 #![allow(clippy::unwrap_used)] // the whole binary is tests
 
+// What `cargo xtask new defence` writes, under the name that it has there.
+extern crate self as theriac_skeleton;
+pub(crate) use skeleton::Skeleton;
+
 #[allow(dead_code)] // shared with the tests of the attacks
 mod golden;
 #[allow(dead_code)] // the attacks' own tests need all of it
@@ -19,3 +23,4 @@ mod golden_models;
 mod layers;
 mod networks;
 mod resume;
+mod skeleton;

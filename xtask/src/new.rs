@@ -42,11 +42,15 @@ fn type_name(name: &str) -> String {
         .collect()
 }
 
+/// Templates are named "skeleton" and are compiled and tested as they stand.
 fn fill(template: &str, name: &str) -> String {
     template
-        .replace("{name}", name)
-        .replace("{module}", &name.replace('-', "_"))
-        .replace("{Type}", &type_name(name))
+        .replace("theriac-skeleton", &format!("theriac-{name}"))
+        .replace(
+            "theriac_skeleton",
+            &format!("theriac_{}", name.replace('-', "_")),
+        )
+        .replace("Skeleton", &type_name(name))
 }
 
 /// Writes a file that does not exist yet.
@@ -72,15 +76,15 @@ fn defence(root: &Root, name: &str) -> Result<()> {
             "Cargo.toml",
             include_str!("templates/defence/Cargo.toml.txt"),
         ),
-        ("README.md", include_str!("templates/defence/README.md.txt")),
-        ("src/lib.rs", include_str!("templates/defence/lib.rs.txt")),
+        ("README.md", include_str!("templates/defence/README.md")),
+        ("src/lib.rs", include_str!("templates/defence/lib.rs")),
         (
             "src/objective.rs",
-            include_str!("templates/defence/objective.rs.txt"),
+            include_str!("templates/defence/objective.rs"),
         ),
         (
             "tests/contract.rs",
-            include_str!("templates/defence/contract.rs.txt"),
+            include_str!("templates/defence/contract.rs"),
         ),
     ] {
         write(&dir.join(file), &fill(template, name))?;
@@ -95,7 +99,7 @@ fn attack(root: &Root, name: &str) -> Result<()> {
     let path = root
         .path("crates/theriac-attacks/src")
         .join(format!("{module}.rs"));
-    write(&path, &fill(include_str!("templates/attack.rs.txt"), name))?;
+    write(&path, &fill(include_str!("templates/attack.rs"), name))?;
     println!("\nAdd to crates/theriac-attacks/src/lib.rs:");
     println!("mod {module}; pub use {module}::{};", type_name(name));
     println!("and to the list in crates/theriac-attacks/src/spec.rs:");
@@ -131,7 +135,7 @@ mod tests {
         ] {
             let text = fs::read_to_string(crate_dir.join(file)).unwrap();
             assert!(
-                text.contains("Mixup") && !text.contains("{Type}"),
+                text.contains("Mixup") && !text.to_lowercase().contains("skeleton"),
                 "{file}: {text}"
             );
         }

@@ -21,6 +21,10 @@ mod mi_fgsm;
 mod pgd;
 mod report;
 mod restarts;
+#[cfg(test)] // what `cargo xtask new attack` writes is right as it stands
+#[allow(unreachable_pub)] // public where it is written to
+#[path = "../../../xtask/src/templates/attack.rs"]
+mod skeleton;
 mod spec;
 mod spsa;
 mod square;

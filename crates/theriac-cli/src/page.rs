@@ -172,7 +172,7 @@ fn curve(evaluation: &Evaluation) -> Vec<Block> {
     let mut blocks = vec![Block::Curve(report::Curve {
         caption: "Accuracy at every radius. The staircase falls where a search for the smallest \
                   distance broke an image; points are attacks of one radius, with 95 % intervals, \
-                  on all images (`everything`) or on the first few."
+                  on all images (`robust`) or on the first few."
             .to_owned(),
         x: Axis::new(format!("radius, {norm}"), ""),
         y: Axis::new("accuracy", "%").between(0.0, 100.0),
@@ -342,10 +342,11 @@ fn row(image: &Image, store: &Store, data: &Images) -> Result<Option<report::Ima
         picture(&moved, format!("image {id}, adversarial"))?,
         picture(&stretched, format!("image {id}, difference"))?,
     ];
+    let distance = image.distance.unwrap_or(0.0);
     let label = format!(
-        "image {id}, label {}, broken by {stage} at {:.4}",
+        "image {id}, label {}: broken by {stage} at {distance:.4}, smallest known distance {:.4}",
         image.label,
-        image.distance.unwrap_or(0.0)
+        image.nearest.unwrap_or(distance)
     );
     Ok(Some(report::ImageRow::new(label, pictures)))
 }

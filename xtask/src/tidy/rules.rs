@@ -145,7 +145,7 @@ fn skeleton_of(package: &Package) -> Vec<Violation> {
             "say what, why, and one example",
         );
         require(
-            package.first_line.as_deref() == Some(DOC),
+            package.is_program || package.first_line.as_deref() == Some(DOC),
             "src/lib.rs",
             "does not begin with its README",
             "make the first line #![doc = include_str!(\"../README.md\")]",
@@ -208,9 +208,12 @@ fn is_justified(lines: &[Line<'_>]) -> bool {
 
 /// Libraries log; only programs print. Nothing is left half done.
 pub(super) fn prints_and_stubs(workspace: &Workspace) -> Vec<Violation> {
+    let programs = workspace.packages.iter().filter(|one| one.is_program);
+    let programs: Vec<&str> = programs.map(|package| package.name.as_str()).collect();
     let mut broken = each_line(workspace, |source, line| {
         let file = source.path.rsplit('/').next().unwrap_or_default();
         let program = ["ui.rs", "main.rs"].contains(&file)
+            || programs.contains(&source.package.as_str())
             || source.path.contains("/bin/")
             || source.path == "crates/theriac-tables/src/run.rs";
         let code = line.code();

@@ -31,6 +31,8 @@ pub(crate) struct Package {
     pub(crate) layer: Option<u64>,
     pub(crate) manifest: toml::Table,
     pub(crate) has_readme: bool,
+    /// Whether it is a program and nothing else, such as the command line.
+    pub(crate) is_program: bool,
     /// The first line of src/lib.rs.
     pub(crate) first_line: Option<String>,
     /// Members among the normal dependencies.
@@ -174,6 +176,8 @@ fn packages(root: &Root, metadata: &Metadata) -> Result<Vec<Package>> {
             manifest: manifest
                 .parse()
                 .with_context(|| format!("{}", manifest_path.display()))?,
+            is_program: package.targets.iter().any(|target| target.is_bin())
+                && !package.targets.iter().any(|target| target.is_lib()),
             has_readme: dir.join("README.md").exists(),
             first_line: fs::read_to_string(dir.join("src/lib.rs"))
                 .ok()

@@ -96,9 +96,10 @@ pub const CATALOGUE: [Entry; 32] = [
         2,
         RANGE,
         CARLINI,
-        "Clean pixels lie in [0, 1] and use that range. Outside it they are an error; normalisation \
-         belongs into the model.",
-        "Divide bytes by 255 once and leave normalisation to the model's first layer.",
+        "Clean pixels lie in [0, 1] and use that range, and the model knows them. Outside it they are \
+         an error; normalisation belongs into the model.",
+        "Divide bytes by 255 once, leave normalisation to the model's first layer, and take the data \
+         that it was trained for.",
     ),
     entry(
         3,
@@ -347,4 +348,35 @@ pub const CATALOGUE: [Entry; 32] = [
 /// The entry of a check.
 pub fn entry_of(check: &Check) -> Option<&'static Entry> {
     CATALOGUE.iter().find(|entry| entry.name == check.name)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_says_the_same() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/evaluation.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let chapters: Vec<String> = text.split("\n### ").skip(1).map(plain).collect();
+        assert_eq!(chapters.len(), CATALOGUE.len());
+        for (entry, chapter) in CATALOGUE.iter().zip(&chapters) {
+            let title = format!("{}. {} ", entry.number, entry.name);
+            assert!(chapter.starts_with(&title), "{title}: {chapter}");
+            let (sign, source, remedy) = (
+                entry.sign.unwrap_or_default(),
+                format!("- Source: {}. - Finding: ", entry.source),
+                format!("- If it fails: {}", entry.remedy),
+            );
+            for part in [entry.meaning, sign, &source, &remedy] {
+                assert!(chapter.contains(part), "{title}: no {part:?} in {chapter}");
+            }
+        }
+    }
+
+    /// One space between words.
+    fn plain(text: &str) -> String {
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
 }

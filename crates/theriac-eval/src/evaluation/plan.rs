@@ -465,7 +465,15 @@ fn short_name(attack: &Spec) -> &'static str {
 
 /// Searches for the smallest distance.
 fn nearest(profile: Profile, norm: Norm) -> Vec<(&'static str, Spec)> {
-    let fmn = Fmn::new(norm);
+    let mut fmn = Fmn::new(norm);
+    if norm == Norm::Linf {
+        // Steps of L2 length 1 take long to reach the corners of a larger ball.
+        fmn = Fmn {
+            step: 10.0,
+            gamma: 0.1,
+            ..fmn
+        };
+    }
     let fab = |targets| {
         Spec::Fab(Fab {
             targets,

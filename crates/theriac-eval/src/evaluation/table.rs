@@ -214,7 +214,7 @@ impl Table {
         curve.marks.push(Mark {
             eps,
             accuracy: self.robust(),
-            label: "everything".to_owned(),
+            label: "robust".to_owned(),
         });
         for role in [Role::Smaller, Role::Same, Role::Larger] {
             for stage in plan.of(role) {

@@ -1,5 +1,5 @@
 //! Evaluations of golden networks, whole and masked.
-#![allow(clippy::unwrap_used)] // the whole binary is tests
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the whole binary is tests
 
 #[allow(dead_code)] // the tests across crates need all of it
 #[path = "../../../../tests/it/golden.rs"]

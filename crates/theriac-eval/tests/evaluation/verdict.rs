@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use theriac::gallery::{Mask, Masked};
 use theriac::{Budget, Classifier, Eps, Norm, Pass, Pixels, Result, Run};
@@ -73,6 +73,29 @@ fn masked_models_are_not() -> Result<()> {
             "{mask:?}: {evaluation}"
         );
     }
+    Ok(())
+}
+
+/// A model whose classes are numbered otherwise than the labels.
+struct Renumbered<C>(C);
+
+impl<C: Classifier> Classifier for Renumbered<C> {
+    fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> Result<Tensor> {
+        let logits = self.0.logits(x, pass)?;
+        let (first, rest) = (logits.narrow(1, 0, 1)?, logits.narrow(1, 1, 9)?);
+        Ok(Tensor::cat(&[rest, first], 1)?)
+    }
+
+    fn classes(&self) -> usize {
+        self.0.classes()
+    }
+}
+
+#[test]
+fn a_model_that_guesses_is_not_believed() -> Result<()> {
+    let evaluation = evaluate(&Renumbered(load("std", DType::F32)?.frozen))?;
+    assert_eq!(finding(&evaluation, "input range"), Finding::Questionable);
+    assert_eq!(evaluation.verdict, Verdict::Questionable, "{evaluation}");
     Ok(())
 }
 

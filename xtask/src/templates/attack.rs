@@ -1,4 +1,4 @@
-//! {Type}: the attack's name in full.
+//! Skeleton: the attack's name in full.
 //!
 //! ```text
 //! x' = P(x + eps * u),   u = 0
@@ -15,18 +15,18 @@ use crate::{Declare, Declared};
 /// Leaves every image where it is: the place to begin.
 ///
 /// ```
-/// # use theriac_attacks::{Type};
-/// let attack = {Type} { budget: theriac::Budget::linf("8/255".parse()?)? };
+/// # use theriac_attacks::Skeleton;
+/// let attack = Skeleton { budget: theriac::Budget::linf("8/255".parse()?)? };
 /// # let _ = attack; Ok::<(), theriac::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct {Type} {
+pub struct Skeleton {
     /// The allowed ball.
     pub budget: Budget,
 }
 
-impl<M: Model + ?Sized> Attack<M> for {Type} {
+impl<M: Model + ?Sized> Attack<M> for Skeleton {
     fn perturb(
         &self,
         model: &M,
@@ -40,11 +40,11 @@ impl<M: Model + ?Sized> Attack<M> for {Type} {
     }
 }
 
-impl Declare for {Type} {
+impl Declare for Skeleton {
     fn declared(&self) -> Declared {
         Declared {
             iterative: false,
-            ..Declared::gradients("{Type}", Some(self.budget))
+            ..Declared::gradients("Skeleton", Some(self.budget))
         }
     }
 
@@ -53,7 +53,9 @@ impl Declare for {Type} {
     }
 
     fn scaled(self, factor: f64) -> Result<Self> {
-        Ok(Self { budget: self.budget.scaled(factor)? })
+        Ok(Self {
+            budget: self.budget.scaled(factor)?,
+        })
     }
 }
 
@@ -64,6 +66,6 @@ mod tests {
 
     #[test]
     fn keeps_the_contract() -> Result<()> {
-        contract(&{Type} { budget: linf(0.1) }, linf(0.1))
+        contract(&Skeleton { budget: linf(0.1) }, linf(0.1))
     }
 }

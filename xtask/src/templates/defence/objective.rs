@@ -1,4 +1,4 @@
-//! {Type}, as a training objective.
+//! Skeleton, as a training objective.
 //!
 //! ```text
 //! loss = weight * mean L(x, y)
@@ -13,12 +13,12 @@ use theriac_train::Objective;
 
 /// The loss on clean images, times a weight: the place to begin.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct {Type} {
+pub struct Skeleton {
     /// Factor of the loss.
     pub weight: f64,
 }
 
-impl<M: Model> Objective<M> for {Type} {
+impl<M: Model> Objective<M> for Skeleton {
     fn loss(
         &mut self,
         twin: &Twin<M>,

@@ -2,4 +2,4 @@
 
 mod objective;
 
-pub use objective::{Type};
+pub use objective::Skeleton;
