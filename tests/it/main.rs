@@ -14,6 +14,7 @@ mod support;
 
 mod attacks;
 mod bad_input;
+mod bpn;
 mod broken;
 mod defences;
 mod determinism;

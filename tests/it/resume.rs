@@ -8,8 +8,10 @@ use theriac::{Classifier, Mode, Result, Rng, Run};
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, Pgd};
+use theriac_bpn::{BiasOpt, Bpn};
 use theriac_data::{Loader, Order, Partial};
 use theriac_epochwise::{EpochWise, Reading, Store};
+use theriac_models::lenet;
 use theriac_nn::{Network, Params, Twin};
 use theriac_train::{
     Adam, Clean, Group, LabelSource, Objective, Outcome, Plan, Schedule, Sgd, fit,
@@ -20,28 +22,28 @@ use crate::support::{eps, fashion, linf, network, snapshot};
 
 const EPOCHS: usize = 4;
 
-fn adam(params: &Params) -> Result<Group> {
-    Group::new(
-        params.trainable(),
-        Adam::default(),
-        Schedule::Constant { rate: 1e-3 },
-    )
+type Groups = fn(&Params) -> Result<Vec<Group>>;
+
+fn adam(params: &Params) -> Result<Vec<Group>> {
+    let rate = Schedule::Constant { rate: 1e-3 };
+    Ok(vec![Group::new(params.trainable(), Adam::default(), rate)?])
 }
 
-fn momentum(params: &Params) -> Result<Group> {
+fn momentum(params: &Params) -> Result<Vec<Group>> {
     let schedule = Schedule::Steps {
         rate: 0.05,
         milestones: vec![1, 3],
         factor: 0.5,
     };
-    Group::new(params.trainable(), Sgd::momentum(0.9), schedule)
+    let rule = Sgd::momentum(0.9);
+    Ok(vec![Group::new(params.trainable(), rule, schedule)?])
 }
 
 /// Trains on 48 images in batches of 16; `stop` ends it in the middle of that epoch.
 fn run<C: Classifier>(
     twin: &Twin<C>,
     objective: &mut impl Objective<C>,
-    group: fn(&Params) -> Result<Group>,
+    groups: Groups,
     state: Option<&Path>,
     stop: Option<usize>,
 ) -> Result<Outcome> {
@@ -52,7 +54,7 @@ fn run<C: Classifier>(
         batches: loader.batches(),
         state,
     };
-    let mut groups = [group(&twin.params)?];
+    let mut groups = groups(&twin.params)?;
     let seeded = Run::new(11, &Device::Cpu);
     let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));
     fit(
@@ -76,13 +78,21 @@ fn length(outcome: &Outcome) -> (bool, usize) {
     }
 }
 
-/// Interrupts in every epoch and continues with objects that know nothing.
 fn continues<O: Objective<Network>>(
     objective: impl Fn() -> Result<O>,
-    group: fn(&Params) -> Result<Group>,
+    groups: Groups,
+) -> Result<()> {
+    continues_with(network, objective, groups)
+}
+
+/// Interrupts in every epoch and continues with objects that know nothing.
+fn continues_with<O: Objective<Network>>(
+    network: fn(u64) -> Result<Twin<Network>>,
+    objective: impl Fn() -> Result<O>,
+    groups: Groups,
 ) -> Result<()> {
     let twin = network(1)?;
-    run(&twin, &mut objective()?, group, None, None)?;
+    run(&twin, &mut objective()?, groups, None, None)?;
     let whole = snapshot(&twin.params)?;
     for epoch in 0..EPOCHS {
         let folder = tempfile::tempdir().unwrap();
@@ -90,7 +100,7 @@ fn continues<O: Objective<Network>>(
         let outcome = run(
             &network(1)?,
             &mut objective()?,
-            group,
+            groups,
             Some(&state),
             Some(epoch),
         )?;
@@ -98,7 +108,7 @@ fn continues<O: Objective<Network>>(
         assert_eq!(state.exists(), epoch > 0);
         // With a whole epoch in the file, where the new network starts must not matter.
         let twin = network(if epoch == 0 { 1 } else { 99 })?;
-        let outcome = run(&twin, &mut objective()?, group, Some(&state), None)?;
+        let outcome = run(&twin, &mut objective()?, groups, Some(&state), None)?;
         assert_eq!(length(&outcome), (true, EPOCHS));
         assert!(
             snapshot(&twin.params)? == whole,
@@ -166,15 +176,42 @@ fn epochwise_training_continues() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn beneficial_biases_continue() -> Result<()> {
+    fn beneficial(seed: u64) -> Result<Twin<Network>> {
+        let params = Params::new(seed, DType::F32, &Device::Cpu);
+        Twin::build(&params, |vb| lenet(&Bpn::default().hook(), vb))
+    }
+    /// Momentum for the weights, and for the biases' signs too.
+    fn groups(params: &Params, bias_opt: BiasOpt) -> Result<Vec<Group>> {
+        let bpn = Bpn {
+            bias_opt,
+            ..Bpn::default()
+        };
+        let rate = Schedule::Constant { rate: 0.05 };
+        bpn.groups(params, 10, Sgd::momentum(0.9), rate)
+    }
+    continues_with(
+        beneficial,
+        || Ok(Clean),
+        |params| groups(params, BiasOpt::Sgd),
+    )?;
+    continues_with(
+        beneficial,
+        || Ok(Clean),
+        |params| groups(params, BiasOpt::Same),
+    )
+}
+
 /// The error of continuing from a state file; it must leave network and file as they are.
 fn refusal<C: Classifier>(
     twin: &Twin<C>,
     objective: &mut impl Objective<C>,
-    group: fn(&Params) -> Result<Group>,
+    groups: Groups,
     state: &Path,
 ) -> Result<String> {
     let (params, bytes) = (snapshot(&twin.params)?, std::fs::read(state).unwrap());
-    let error = run(twin, objective, group, Some(state), None).unwrap_err();
+    let error = run(twin, objective, groups, Some(state), None).unwrap_err();
     assert!(
         snapshot(&twin.params)? == params,
         "the network moved: {error}"

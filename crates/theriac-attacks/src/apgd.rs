@@ -466,7 +466,7 @@ pub(crate) fn other_classes(rows: &[Vec<f64>], labels: &[u32]) -> Vec<Vec<u32>> 
 
 impl Declare for Apgd {
     fn declared(&self) -> Declared {
-        let name = format!("APGD on {:?}, {} steps", self.loss, self.steps);
+        let name = format!("APGD on {}, {} steps", self.loss, self.steps);
         Declared::gradients(&name, Some(self.budget)).random(self.start != Start::Clean)
     }
 

@@ -1,5 +1,7 @@
 //! What attacks on classifiers climb.
 
+use std::fmt;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use theriac::{Aim, Classifier, Error, Labels, Model, Pass, Pixels, Result, finite_rows, gradient};
@@ -25,6 +27,16 @@ pub enum Loss {
     /// Difference of logits ratio, which no scale or shift of the logits changes; needs 3
     /// classes, 4 when targeted. Croce & Hein, ICML 2020, section 4.
     Dlr,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CrossEntropy => "cross entropy",
+            Self::Margin => "margin",
+            Self::Dlr => "DLR",
+        })
+    }
 }
 
 const DLR_FLOOR: f64 = 1e-12;

@@ -98,6 +98,24 @@ pub enum Error {
         /// Number of classes.
         classes: usize,
     },
+    /// A picture that cannot be decoded, or of another size.
+    #[error("{}: {what}; the file is damaged or of another data set, fetch it again", .path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A line of a text file that is not what it should be.
+    #[error("{}: line {line} is not {expected}; fetch the file again", .path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        line: usize,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// Images, labels or ids that do not pair up.
     #[error(
         "{origin}: {images} images but {entries} {what}; take all files from the same split of \

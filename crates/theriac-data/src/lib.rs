@@ -7,6 +7,7 @@ mod error;
 mod idx;
 mod loader;
 mod synthetic;
+mod tiny_imagenet;
 
 pub use dataset::{Dataset, Images};
 pub use error::{Error, Result};

@@ -43,6 +43,9 @@ fn whole(name: &str, split: Split, lab: &Lab) -> Result<Images, BoxError> {
         data_dir: lab.data_dir.clone().or(from_env.data_dir),
         ..from_env
     };
+    if name == TINY_IMAGENET {
+        return tiny_imagenet(split, &options);
+    }
     let files = resolve(name, &options)?;
     let paths = |role| files.paths(split, role);
     let (images, labels) = (paths(Role::Images), paths(Role::Labels));
@@ -50,4 +53,26 @@ fn whole(name: &str, split: Split, lab: &Lab) -> Result<Images, BoxError> {
         (Some(images), Some(labels)) => Images::from_idx(name, images, labels, 10)?,
         _ => Images::from_cifar10(name, &paths(Role::Records))?,
     })
+}
+
+const TINY_IMAGENET: &str = "tiny-imagenet";
+
+/// Nobody may pass it on, so it is not fetched: the user unpacks it.
+fn tiny_imagenet(split: Split, options: &Options) -> Result<Images, BoxError> {
+    let places = options.data_dir.iter().chain(&options.store);
+    let mut folders = places.map(|place| place.join("tiny-imagenet-200"));
+    let Some(folder) = folders
+        .clone()
+        .find(|folder| folder.join("wnids.txt").exists())
+    else {
+        let first = folders.next().unwrap_or_else(|| "tiny-imagenet-200".into());
+        return Err(format!(
+            "{}: not there; unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip so that \
+             tiny-imagenet-200/wnids.txt lies in the folder that --data-dir names",
+            first.display()
+        )
+        .into());
+    };
+    let train = split == Split::Train;
+    Ok(Images::from_tiny_imagenet(TINY_IMAGENET, &folder, train)?)
 }

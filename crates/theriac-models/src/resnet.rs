@@ -85,7 +85,7 @@ pub fn resnet18_fc3(
 
 const WIDTHS_18: [usize; 4] = [64, 128, 256, 512];
 
-fn positive(name: &'static str, value: usize) -> Result<()> {
+pub(crate) fn positive(name: &'static str, value: usize) -> Result<()> {
     if value == 0 {
         let (value, remedy) = (value.to_string(), "use at least 1");
         return Err(theriac::Error::Setting {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use theriac::Result;
 use theriac_nn::{Layers, Network, VarBuilder};
 
-use crate::{advertorch_lenet, atda_cnn, lenet, resnet_v1, resnet18, resnet18_fc3};
+use crate::{advertorch_lenet, atda_cnn, lenet, resnet_v1, resnet18, resnet18_fc3, resnet50};
 
 /// A network as it stands in TOML: `{ kind = "lenet" }`,
 /// `{ kind = "resnet-v1", depth = 20, classes = 10 }`.
@@ -30,6 +30,11 @@ pub enum Spec {
     },
     /// [`resnet18`].
     Resnet18 {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`resnet50`].
+    Resnet50 {
         /// Number of classes.
         classes: usize,
     },
@@ -64,6 +69,7 @@ impl Spec {
                 classes,
             } => resnet_v1(layers, vb, depth, widen, classes),
             Self::Resnet18 { classes } => resnet18(layers, vb, classes),
+            Self::Resnet50 { classes } => resnet50(layers, vb, classes),
             Self::Resnet18Fc3 {
                 side,
                 hidden,
@@ -103,6 +109,18 @@ mod tests {
             (
                 "kind = \"resnet18\"\nclasses = 10",
                 Spec::Resnet18 { classes: 10 },
+            ),
+            (
+                "kind = \"resnet50\"\nclasses = 1000",
+                Spec::Resnet50 { classes: 1000 },
+            ),
+            (
+                "kind = \"resnet18-fc3\"\nside = 64\nhidden = 1028\nclasses = 200",
+                Spec::Resnet18Fc3 {
+                    side: 64,
+                    hidden: 1028,
+                    classes: 200,
+                },
             ),
         ] {
             assert_eq!(toml::from_str::<Spec>(text).unwrap(), spec);

@@ -183,14 +183,16 @@ fn note(results: &Results<'_>) -> String {
     let settings = results.table.at(results.scale);
     let mut note = settings.note.clone();
     if let Some(reason) = &settings.not_run {
-        let columns = &results.table.columns;
+        let (table, scale) = (results.table, results.scale);
+        let columns = table.columns.iter();
+        let columns = columns.filter(|column| !table.runs(column, scale));
+        let rows = table.rows.iter().filter(|row| !table.runs_row(row, scale));
         let left_out: Vec<&str> = columns
-            .iter()
-            .filter(|column| !results.table.runs(column, results.scale))
             .map(|column| column.name.as_str())
+            .chain(rows.map(|row| row.name.as_str()))
             .collect();
-        let _ = write!(note, " Not run at {} scale ({reason})", results.scale);
-        if left_out.len() < columns.len() {
+        let _ = write!(note, " Not run at {scale} scale ({reason})");
+        if left_out.len() < table.columns.len() {
             let _ = write!(note, ": {}", escape(&left_out.join(", ")));
         }
         note.push('.');

@@ -95,7 +95,9 @@ pub struct ScaleSettings {
     pub seeds: Option<Vec<u64>>,
     /// The only columns that this scale can run; without it, all.
     pub columns: Option<Vec<String>>,
-    /// Why the other columns are not run; required with `columns`.
+    /// The only rows that it can run; without it, all.
+    pub rows: Option<Vec<String>>,
+    /// Why the others are not run; required with `columns` or `rows`.
     pub not_run: Option<String>,
     /// Everything else: settings of the cells.
     #[serde(flatten)]
@@ -369,11 +371,15 @@ impl Table {
             if self.seeds(scale).is_empty() {
                 return fail(format!("scale {scale}: seeds is empty"));
             }
-            if settings.columns.is_some() != settings.not_run.is_some() {
+            let only = settings.columns.is_some() || settings.rows.is_some();
+            if only != settings.not_run.is_some() {
                 return fail(format!(
-                    "scale {scale}: `columns` (what it can run) and `not_run` (why not the \
-                     others) go together"
+                    "scale {scale}: `columns` or `rows` (what it can run) and `not_run` (why not \
+                     the others) go together"
                 ));
+            }
+            for name in settings.rows.iter().flatten() {
+                self.find_row(&self.file, name)?;
             }
             for name in settings.columns.iter().flatten() {
                 self.find_column(&self.file, name)?;
@@ -436,10 +442,14 @@ impl Table {
 
     /// Whether the scale can run the column.
     pub fn runs(&self, column: &Column, scale: Scale) -> bool {
-        self.at(scale)
-            .columns
-            .as_ref()
-            .is_none_or(|columns| columns.contains(&column.name))
+        let columns = self.at(scale).columns.as_ref();
+        columns.is_none_or(|columns| columns.contains(&column.name))
+    }
+
+    /// Whether the scale can run the row.
+    pub fn runs_row(&self, row: &Row, scale: Scale) -> bool {
+        let rows = self.at(scale).rows.as_ref();
+        rows.is_none_or(|rows| rows.contains(&row.name))
     }
 
     /// What the paper printed in a cell, if it printed it.
@@ -478,7 +488,7 @@ impl Table {
             for row in self
                 .rows
                 .iter()
-                .filter(|row| chosen(&selection.rows, &row.name))
+                .filter(|row| chosen(&selection.rows, &row.name) && self.runs_row(row, scale))
             {
                 for reading in self
                     .readings
@@ -675,6 +685,24 @@ demo,table1,Plain,BIM(30),2.13,,
             message,
             "demo table1: unknown row \"None\"; known: Plain, Hard, robust"
         );
+    }
+
+    #[test]
+    fn a_scale_may_leave_out_rows() {
+        let less = TOML.replacen(
+            "columns = [\"Clean\"",
+            "rows = [\"Plain\"]\ncolumns = [\"Clean\"",
+            1,
+        );
+        let table = Table::parse(&less, CSV, Path::new("table1.toml")).unwrap();
+        let cells = table.cells(Scale::Smoke, &Selection::default()).unwrap();
+        assert_eq!(cells.len(), 2 + 2);
+        assert!(cells.iter().all(|cell| cell.row.name == "Plain"));
+        let message = refuse(
+            "columns = [\"Clean\"",
+            "rows = [\"Plane\"]\ncolumns = [\"Clean\"",
+        );
+        assert!(message.contains("row \"Plane\"; known: Plain"), "{message}");
     }
 
     #[test]

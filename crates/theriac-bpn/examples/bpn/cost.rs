@@ -9,8 +9,7 @@ use std::time::SystemTime;
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use theriac::Run;
-use theriac_datasets::Split;
-use theriac_experiment::{history, images, use_threads};
+use theriac_experiment::{history, use_threads};
 use theriac_nn::Operations;
 use theriac_tables::{BoxError, Cell, Lab, Measured, Scale, Store};
 
@@ -158,8 +157,9 @@ pub(crate) fn operations(
     let began = SystemTime::now();
     let device = theriac::device(&lab.device)?;
     let twin = settings.network(0, &device)?;
-    let data = images(&settings.data, settings.embedded, Split::Test, 1, lab)?;
-    let [c, h, w] = data.shape();
+    let [c, h, w] = settings
+        .image
+        .ok_or("operations are counted for an image: set its shape")?;
     let image = Tensor::zeros((1, c, h, w), DType::F32, &device)?;
     let mut count = twin
         .live

@@ -49,6 +49,9 @@ struct Settings {
     bpn: Bpn,
     scenario: Scenario,
     data: String,
+    /// Channels, height and width of the image whose operations are counted.
+    #[serde(default)]
+    image: Option<[usize; 3]>,
     /// Take the samples in the repository instead of the whole data set.
     #[serde(default)]
     embedded: bool,

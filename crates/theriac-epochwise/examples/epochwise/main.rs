@@ -4,11 +4,8 @@
 //! example, see `--help`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Once;
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
@@ -16,25 +13,20 @@ use theriac::{Budget, Eps, Mode, Run};
 use theriac_adversarial::AdversarialTraining;
 use theriac_atda::Atda;
 use theriac_attacks::{Fgsm, bim};
-use theriac_data::{Dataset, Images, Loader, Order, Partial};
-use theriac_datasets::{Options, Role, Split, embedded, resolve};
+use theriac_data::{Loader, Order, Partial};
+use theriac_datasets::Split;
 use theriac_epochwise::{EpochWise, Reading};
+use theriac_experiment::{MODEL, Training, history, images, use_threads};
 use theriac_models::atda_cnn;
 use theriac_nn::{Network, Params, Plain, Twin};
-use theriac_tables::{BoxError, Cell, Experiment, Interrupted, Lab, Measured};
-use theriac_train::{
-    Adam, Clean, Epoch, Group, LabelSource, Objective, Outcome, Plan, Progress, Schedule, fit,
-};
+use theriac_tables::{BoxError, Cell, Experiment, Lab, Measured};
+use theriac_train::{Adam, Clean, Epoch, Group, LabelSource, Objective, Schedule};
 
 mod scoring;
 
 // Attacks allocate and free the same sizes over and over.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-const MODEL: &str = "model.safetensors";
-const HISTORY: &str = "history.json";
-const STATE: &str = "state.safetensors";
 
 fn main() -> ExitCode {
     theriac_tables::main(Epochwise, concat!(env!("CARGO_MANIFEST_DIR"), "/tables"))
@@ -82,7 +74,7 @@ enum Method {
 
 /// What a trained network depends on, and nothing else: cells that agree on it share the network.
 #[derive(Debug, Serialize)]
-struct Training<'a> {
+struct Key<'a> {
     paper: &'a str,
     method: Method,
     data: &'a str,
@@ -113,7 +105,7 @@ impl Experiment for Epochwise {
     }
 
     fn measure(&self, cell: &Cell<'_>, lab: &Lab) -> Result<Measured, BoxError> {
-        use_threads(lab.threads);
+        use_threads(lab);
         let settings = cell.settings::<Settings>()?;
         let device = theriac::device(&lab.device)?;
         // Costs come from a run of one epoch of their own: the long runs may share the machine with
@@ -124,7 +116,7 @@ impl Experiment for Epochwise {
                 ..cell.settings()?
             };
             let folder = trained(&one, cell, lab, &device)?;
-            let history: Vec<Epoch> = serde_json::from_slice(&fs::read(folder.join(HISTORY))?)?;
+            let history = history(&folder)?;
             let epoch = history.first().ok_or("the run has no epoch")?;
             let value = of(epoch);
             Ok(Measured {
@@ -145,61 +137,6 @@ impl Experiment for Epochwise {
     }
 }
 
-fn use_threads(threads: Option<usize>) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if let Some(n) = threads {
-            // Fails only when a pool exists already, and then results are the same.
-            let _ = rayon::ThreadPoolBuilder::new()
-                .num_threads(n)
-                .build_global();
-        }
-    });
-}
-
-/// The first `n` images of a split.
-fn images(settings: &Settings, split: Split, lab: &Lab) -> Result<Images, BoxError> {
-    let whole = if settings.embedded {
-        let sample = embedded(&settings.data)?;
-        let part = match split {
-            Split::Train => sample.train,
-            Split::Test => sample.test,
-        };
-        Images::new(
-            &settings.data,
-            part.images,
-            part.labels,
-            sample.shape,
-            sample.classes,
-        )?
-        .with_ids(part.indices)?
-    } else {
-        let from_env = Options::from_env();
-        let options = Options {
-            data_dir: lab.data_dir.clone().or(from_env.data_dir),
-            ..from_env
-        };
-        let files = resolve(&settings.data, &options)?;
-        let path = |role| {
-            files
-                .paths(split, role)
-                .first()
-                .copied()
-                .ok_or("the description lacks a file")
-        };
-        Images::from_idx(&settings.data, path(Role::Images)?, path(Role::Labels)?, 10)?
-    };
-    let n = match split {
-        Split::Train => settings.train,
-        Split::Test => settings.test,
-    };
-    Ok(if n == whole.len() {
-        whole
-    } else {
-        whole.take(n)?
-    })
-}
-
 fn network(seed: u64, device: &Device) -> Result<Twin<Network>, BoxError> {
     let params = Params::new(seed, DType::F32, device);
     Ok(Twin::build(&params, |vb| atda_cnn(&Plain, vb))?)
@@ -213,7 +150,7 @@ fn trained(
     device: &Device,
 ) -> Result<PathBuf, BoxError> {
     let proposed = settings.method == Method::EpochWise;
-    let training = Training {
+    let key = Key {
         paper: "epochwise",
         method: settings.method,
         data: &settings.data,
@@ -226,7 +163,7 @@ fn trained(
         proposed: proposed.then_some(settings.reading),
     };
     let label = format!("training {}, {}", cell.row.name, settings.data);
-    Ok(lab.memo(cell, "train", &training, |folder| {
+    Ok(lab.memo(cell, "train", &key, |folder| {
         let eps = settings.eps;
         let fgsm = || Budget::linf(eps).map(|budget| Fgsm { budget });
         let bim_adv = |steps| -> theriac::Result<_> {
@@ -288,7 +225,8 @@ impl Go<'_> {
             folder,
             label,
         } = *self;
-        let data = images(settings, Split::Train, lab)?;
+        let (name, n) = (&settings.data, settings.train);
+        let data = images(name, settings.embedded, Split::Train, n, lab)?;
         let run = Run::new(seed, device);
         let twin = network(seed, device)?;
         let rate = Schedule::Constant {
@@ -298,37 +236,6 @@ impl Go<'_> {
         // Both published trainers fill the last batch with the first images.
         let (order, partial) = (Order::Shuffled(run.rng()), Partial::FillWithFirst);
         let loader = Loader::new(&data, settings.batch, order, partial)?.device(device);
-
-        let state = folder.join(STATE);
-        let (epochs, batches) = (settings.epochs, loader.batches());
-        let plan = Plan {
-            epochs,
-            batches,
-            state: Some(&state),
-        };
-        let epoch = |e| loader.epoch(e).map(|batch| batch.map_err(into_theriac));
-        let observe = |progress: Progress| {
-            let done = progress.epoch * batches + progress.batch;
-            lab.progress(label, done as u64, (epochs * batches) as u64);
-            if lab.interrupted() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        };
-        let outcome = fit(
-            &twin,
-            &mut objective,
-            &mut groups,
-            plan,
-            &run,
-            epoch,
-            observe,
-        )?;
-        let Outcome::Done(history) = outcome else {
-            return Err(Interrupted.into());
-        };
-
         let about = BTreeMap::from([
             ("model".to_owned(), "atda-cnn".to_owned()),
             (
@@ -336,15 +243,18 @@ impl Go<'_> {
                 serde_json::to_string(&settings.method)?,
             ),
             ("data".to_owned(), settings.data.clone()),
-            ("epochs".to_owned(), epochs.to_string()),
+            ("epochs".to_owned(), settings.epochs.to_string()),
             ("seed".to_owned(), seed.to_string()),
         ]);
-        twin.params.save(&folder.join(MODEL), &about)?;
-        fs::write(folder.join(HISTORY), serde_json::to_vec_pretty(&history)?)?;
-        Ok(fs::remove_file(state)?)
+        let training = Training {
+            lab,
+            run: &run,
+            folder,
+            label,
+            epochs: settings.epochs,
+            kept: &[],
+            about: &about,
+        };
+        training.train(&twin, &mut objective, &mut groups, &loader)
     }
-}
-
-fn into_theriac(error: theriac_data::Error) -> theriac::Error {
-    theriac::Error::Other(error.into())
 }

@@ -8,10 +8,11 @@ use theriac::{Budget, Run};
 use theriac_attacks::{Fgsm, Pgd, Restarts, Spec, bim};
 use theriac_data::{Dataset, Loader, Order, Partial};
 use theriac_datasets::Split;
-use theriac_eval::{Checks, Declared, Evaluator, Finding, Robust, Verdict, clean_accuracy};
-use theriac_tables::{BoxError, Cell, Check, CheckOutcome, Lab, Measured};
+use theriac_eval::{Checks, Declared, Evaluator, clean_accuracy};
+use theriac_experiment::{images, into_theriac, measured, share};
+use theriac_tables::{BoxError, Cell, Lab, Measured};
 
-use crate::{Settings, images, into_theriac, network};
+use crate::{Settings, network};
 
 /// What the test images go through.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -47,7 +48,8 @@ pub(crate) fn accuracy(
     let twin = network(cell.seed, device)?;
     twin.params.load(model)?;
     let run = Run::new(cell.seed, device);
-    let data = images(settings, Split::Test, lab)?;
+    let (name, n) = (&settings.data, settings.test);
+    let data = images(name, settings.embedded, Split::Test, n, lab)?;
     let loader = Loader::new(&data, BATCH, Order::Sequential, Partial::Keep)?.device(device);
     let batches = || loader.epoch(0).map(|batch| batch.map_err(into_theriac));
     let label = format!("{}, {}", cell.row.name, cell.column.name);
@@ -62,13 +64,7 @@ pub(crate) fn accuracy(
     let robust = match settings.attack {
         Attack::None => {
             let (accuracy, _) = clean_accuracy(&twin.frozen, batches(), &run, observe)?;
-            let (low, high) = accuracy.interval();
-            return Ok(Measured {
-                value: 100.0 * accuracy.value(),
-                n: data.len(),
-                interval: Some((100.0 * low, 100.0 * high)),
-                ..Measured::default()
-            });
+            return Ok(share(accuracy));
         }
         Attack::Fgsm => evaluator.spec(Spec::Fgsm(Fgsm { budget }), batches(), observe)?,
         Attack::Bim {
@@ -114,35 +110,4 @@ pub(crate) fn accuracy(
         }
     };
     Ok(measured(&robust))
-}
-
-/// The accuracy over all images, as the paper prints it, with everything that must travel with it.
-fn measured(robust: &Robust) -> Measured {
-    let (low, high) = robust.attacked.interval();
-    let checks = robust.checks.iter().map(|check| Check {
-        name: check.name.to_owned(),
-        outcome: match check.finding {
-            Finding::Passed => CheckOutcome::Passed,
-            Finding::Questionable | Finding::Invalid => CheckOutcome::Failed,
-            Finding::Stated | Finding::NotApplicable | Finding::NotRun => {
-                CheckOutcome::NotApplicable
-            }
-        },
-        detail: check.detail.clone(),
-    });
-    let verdict = match robust.verdict {
-        Verdict::Reliable => "reliable",
-        Verdict::Questionable => "questionable",
-        Verdict::Invalid => "invalid",
-    };
-    Measured {
-        value: 100.0 * robust.attacked.value(),
-        n: robust.outcomes.len(),
-        interval: Some((100.0 * low, 100.0 * high)),
-        threat_model: Some(robust.threat_model.to_string()),
-        attack: Some(robust.attack.clone()),
-        checks: checks.collect(),
-        verdict: Some(verdict.to_owned()),
-        ..Measured::default()
-    }
 }
