@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Tensor};
+use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Serialize;
 use theriac::{Aim, Budget, Eps, Pixels, Run};
 use theriac_attacks::{
@@ -45,6 +46,10 @@ pub(crate) struct Options {
 
 /// Steps of attacks that take steps of a fixed size: each is a quarter of the radius.
 const STEPS: u32 = 20;
+/// Images at a time.
+const BATCH: usize = 128;
+/// Images in the picture.
+const ROWS: usize = 10;
 
 fn spec(options: &Options) -> Result<Spec> {
     let text = options.attack.trim();
@@ -108,29 +113,35 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     let model = subject::open(&options.model, &options.network, &data, DType::F32, &device)?;
     let attack = spec(options)?;
     attack.check()?;
-    let all: Vec<u32> = (0..data.len() as u32).collect();
-    let batch = data.batch(&all, DType::F32, &device)?;
     let run = Run::new(common.seed, &device);
-    let pass = run.eval(&batch.samples);
-    let labels = batch.target.to_vec()?;
     let model = &*model.classifier;
-    let before = theriac::predict(model, &batch.pixels, &pass)?.to_vec()?;
-    let norm = attack
-        .declared()
-        .budget
-        .map_or(norm(&options.norm)?, |b| b.norm());
-    let found = report(
-        &attack,
-        model,
-        &batch.pixels,
-        Aim::Away(&batch.target),
-        &pass,
-        norm,
-    )?;
-    let after = theriac::predict(model, &found.last, &pass)?.to_vec()?;
-    save(&options.out, &found.last, &labels, &after, &found.rows)?;
-    let grid = grid(&batch.pixels, &found.last)?;
-    if let Some(grid) = grid {
+    let norm = match attack.declared().budget {
+        Some(budget) => budget.norm(),
+        None => norm(&options.norm)?,
+    };
+    let (mut labels, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut moved, mut rows): (Vec<Pixels>, Vec<Row>) = (Vec::new(), Vec::new());
+    let bar = bar(data.len(), common.json);
+    // No result depends on the batch: it is what the bar moves by.
+    let all: Vec<u32> = (0..data.len() as u32).collect();
+    for positions in all.chunks(BATCH) {
+        let batch = data.batch(positions, DType::F32, &device)?;
+        let pass = run.eval(&batch.samples);
+        let aim = Aim::Away(&batch.target);
+        before.extend(theriac::predict(model, &batch.pixels, &pass)?.to_vec()?);
+        let found = report(&attack, model, &batch.pixels, aim, &pass, norm)?;
+        after.extend(theriac::predict(model, &found.last, &pass)?.to_vec()?);
+        labels.extend(batch.target.to_vec()?);
+        rows.extend(found.rows);
+        moved.push(found.last);
+        bar.inc(positions.len() as u64);
+    }
+    bar.finish_and_clear();
+    let moved = Pixels::cat(&moved)?;
+    save(&options.out, &moved, &labels, &after, &rows)?;
+    let first = &all[..all.len().min(ROWS)];
+    let clean = data.batch(first, DType::F32, &device)?.pixels;
+    if let Some(grid) = grid(&clean, &moved)? {
         write(&options.out.join("grid.png"), &grid)?;
     }
     let right = |predicted: &[u32], i: usize| predicted[i] == labels[i];
@@ -139,8 +150,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
         (0..labels.len()).filter(|&i| right(&before, i)).count(),
         kept.count(),
     );
-    let mut distances: Vec<f64> = found
-        .rows
+    let mut distances: Vec<f64> = rows
         .iter()
         .enumerate()
         .filter(|(i, row)| right(&before, *i) && row.fooled)
@@ -154,8 +164,8 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
         correct_after: kept,
         success: 1.0 - kept as f64 / was.max(1) as f64,
         median_distance: distances.get(distances.len() / 2).copied(),
-        forwards: found.rows.iter().map(|row| row.work.forwards).sum(),
-        gradients: found.rows.iter().map(|row| row.work.gradients).sum(),
+        forwards: rows.iter().map(|row| row.work.forwards).sum(),
+        gradients: rows.iter().map(|row| row.work.gradients).sum(),
     };
     if common.json {
         println!("{}", serde_json::to_string_pretty(&told)?);
@@ -176,6 +186,14 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     println!("  {}", options.out.display());
     println!("  this is one attack, not an evaluation: `theriac evaluate` gives a verdict");
     Ok(ExitCode::SUCCESS)
+}
+
+fn bar(images: usize, hidden: bool) -> ProgressBar {
+    let target = match hidden {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr(),
+    };
+    ProgressBar::with_draw_target(Some(images as u64), target)
 }
 
 fn save(dir: &Path, images: &Pixels, labels: &[u32], after: &[u32], rows: &[Row]) -> Result<()> {
@@ -202,7 +220,6 @@ fn save(dir: &Path, images: &Pixels, labels: &[u32], after: &[u32], rows: &[Row]
 /// Rows of clean image, adversarial image and stretched difference, as PNG; none for images that
 /// are neither grey nor of three colours.
 fn grid(clean: &Pixels, moved: &Pixels) -> Result<Option<Vec<u8>>> {
-    const ROWS: usize = 10;
     const GAP: usize = 2;
     let (n, channels, height, width) = clean.tensor().dims4()?;
     if channels != 1 && channels != 3 {
