@@ -125,7 +125,7 @@ fn compare(path: &Path) -> Result<()> {
     steepest.sort_by(|a, b| slopes[*b].abs().total_cmp(&slopes[*a].abs()));
     let mut by_ours = 0f64;
     for pixel in steepest.into_iter().step_by(20).take(6) {
-        by_ours = by_ours.max((difference(&[pixel], 1e-6)? / slopes[pixel] - 1.0).abs());
+        by_ours = by_ours.max((difference(&[pixel], 5e-6)? / slopes[pixel] - 1.0).abs());
     }
     let (mut differences, mut sums) = (Vec::new(), Vec::new());
     for ([channel, row, column], step) in theirs.places.iter().zip(&theirs.steps) {
@@ -141,9 +141,9 @@ fn compare(path: &Path) -> Result<()> {
     };
     let (by_step, by_theirs) = (apart(&differences), apart(&sums));
     println!(
-        "{:32} {:>14}  logits {by_logits:.0e}  gradient f32/f64 {by_type:.0e}, by differences \
-         {by_ours:.0e}; {} squares: differences by ONNX Runtime's {by_step:.0e}, gradient by those \
-         {by_theirs:.0e}; opened in {:.1} s, gradient of one image {:.2} s",
+        "{:32} {:>14}  logits {by_logits:.1e}  gradient f32/f64 {by_type:.1e}, by differences \
+         {by_ours:.1e}; {} squares: differences by ONNX Runtime's {by_step:.1e}, gradient by those \
+         {by_theirs:.1e}; opened in {:.1} s, gradient of one image {:.2} s",
         path.file_stem().unwrap_or_default().to_string_lossy(),
         format!("{c}x{h}x{w}/{}", model.classes()),
         theirs.places.len(),
@@ -153,14 +153,15 @@ fn compare(path: &Path) -> Result<()> {
     let name = path.display();
     assert!(by_logits < 1e-4, "{name}: logits");
     assert!(by_type < 2e-2, "{name}: gradients in f32 and f64");
-    assert!(by_ours < 1e-3, "{name}: gradient and differences in f64");
+    assert!(by_ours < 1e-4, "{name}: gradient and differences in f64");
     assert!(
         by_step < 2e-2,
         "{name}: differences here and of ONNX Runtime"
     );
-    // A step of theirs passes bends of the network.
+    // A step of theirs passes bends of the network: what counts is that differences by equal steps
+    // agree, and gradients with differences by small ones.
     assert!(
-        by_theirs < 0.25,
+        by_theirs < 0.15,
         "{name}: gradient and differences of ONNX Runtime"
     );
     Ok(())

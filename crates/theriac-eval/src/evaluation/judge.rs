@@ -24,8 +24,6 @@ const REVERSED: f64 = 0.05;
 const FOUND: f64 = 0.95;
 /// Images below which an accuracy says little.
 const SMALL: usize = 100;
-/// Share of images that searches for the smallest distance may find and the ensemble miss.
-const SEARCHES: f64 = 0.01;
 
 /// Whether `count` of `n` images are more than a share; one alone proves nothing.
 fn more_than(count: usize, n: usize, share: f64) -> bool {
@@ -44,6 +42,12 @@ pub(crate) struct Known<'a> {
 impl Known<'_> {
     fn plan(&self) -> &Plan {
         &self.manifest.plan
+    }
+
+    /// Images that are correct before any attack.
+    fn correct(&self) -> usize {
+        let images = self.table.images.iter();
+        images.filter(|image| image.clean > 0.0).count()
     }
 
     fn clean(&self) -> Vec<&Clean> {
@@ -528,12 +532,7 @@ fn queries(known: &Known<'_>) -> Check {
     let mut gained = known.beyond(Role::Decisions).len();
     let asked = known.of(Role::Decisions).len();
     let mut ran = asked > 0;
-    let n = known
-        .table
-        .images
-        .iter()
-        .filter(|image| image.clean > 0.0)
-        .count();
+    let n = known.correct();
     for stage in known.plan().of(Role::Cascade) {
         if matches!(access(stage), Some(Access::Scores | Access::Decisions)) {
             ran = true;
@@ -614,14 +613,9 @@ fn curve(known: &Known<'_>) -> Check {
     if nearest.is_empty() {
         return Check::not_run(c::CURVE);
     }
-    let n = known
-        .table
-        .images
-        .iter()
-        .filter(|image| image.clean > 0.0)
-        .count();
+    let n = known.correct();
     let missed = known.beyond(Role::Nearest).len();
-    let finding = match more_than(missed, n, SEARCHES) {
+    let finding = match more_than(missed, n, TOLERANCE) {
         true => Finding::Questionable,
         false => Finding::Passed,
     };
