@@ -3,16 +3,16 @@
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
-use theriac::{Batch, Labels, Pixels, Result, Rng, Run};
+use theriac::{Batch, Labels, Result, Rng, Run};
 use theriac_attacks::{Fgsm, Spec};
 use theriac_bpn::{BiasInit, BiasOpt, BiasRule, Bpn, Sign, Which};
 use theriac_data::{Images, Loader, Order, Partial};
 use theriac_eval::{Evaluator, Finding, Verdict};
 use theriac_models::lenet;
 use theriac_nn::{Layers, Linear, Network, Params, Plain, Twin};
-use theriac_train::{Adam, Clean, Group, Objective, Plan, Rule, Schedule, Sgd, fit};
+use theriac_train::{Adam, Clean, Plan, Rule, Schedule, Sgd, fit};
 
-use crate::support::{bits, fashion, largest_difference, linf, snapshot, values, whole};
+use crate::support::{fashion, largest_difference, linf, snapshot, values, whole};
 
 const RATE: f64 = 0.1;
 
@@ -21,8 +21,8 @@ fn constant(rate: f64) -> Schedule {
 }
 
 /// One fully connected layer: 4 pixels, 3 classes.
-fn single(layers: &dyn Layers, dtype: DType) -> Result<Twin<Network>> {
-    let params = Params::new(3, dtype, &Device::Cpu);
+fn single(layers: &dyn Layers) -> Result<Twin<Network>> {
+    let params = Params::new(3, DType::F32, &Device::Cpu);
     Twin::build(&params, |vb| {
         let mut net = Network::new(3);
         let x = net.image();
@@ -67,10 +67,14 @@ fn train<R: Rule + Clone + 'static>(
     Ok(())
 }
 
-fn get(twin: &Twin<Network>, path: &str) -> Result<Vec<f64>> {
+fn find(twin: &Twin<Network>, path: &str) -> Option<Vec<f64>> {
     let all = twin.params.all();
-    let (_, var) = all.iter().find(|(name, _)| name == path).unwrap();
-    values(var)
+    let (_, var) = all.iter().find(|(name, _)| name == path)?;
+    values(var).ok()
+}
+
+fn get(twin: &Twin<Network>, path: &str) -> Result<Vec<f64>> {
+    Ok(find(twin, path).unwrap())
 }
 
 /// Gradients of the mean cross entropy of softmax regression, in plain arithmetic: of the weights
@@ -117,7 +121,7 @@ fn one_step_is_that_of_the_equations() -> Result<()> {
             init: BiasInit::Uniform,
             ..Bpn::default()
         };
-        let twin = single(&bpn.hook(), DType::F64)?;
+        let twin = single(&bpn.hook())?;
         let (w, b) = (get(&twin, "fc.weight")?, get(&twin, "fc.beneficial")?);
         assert!(b.iter().all(|b| *b != 0.0 && b.abs() <= 0.5), "{b:?}");
         let (of_w, of_b) = by_hand(&images, &w, &b)?;
@@ -197,17 +201,15 @@ fn a_beneficial_bias_is_added() -> Result<()> {
 
         let plain = lenet_twin(&Plain, 0)?;
         for (path, var) in plain.params.all() {
-            let own = get(&twin, &path)
-                .ok()
-                .filter(|_| keep_bias || !path.ends_with("bias"));
+            let own = find(&twin, &path);
             let layer = path.rsplit_once('.').unwrap().0;
-            let value = match path.starts_with("fc") && path.ends_with("bias") {
-                false => own.unwrap(),
-                true => {
-                    let extra = get(&twin, &format!("{layer}.beneficial"))?;
+            let value = match find(&twin, &format!("{layer}.beneficial")) {
+                Some(extra) if path.ends_with("bias") => {
+                    assert_eq!(own.is_some(), keep_bias);
                     let own = own.unwrap_or_else(|| vec![0.0; extra.len()]);
                     own.iter().zip(extra).map(|(a, b)| a + b).collect()
                 }
+                _ => own.unwrap(),
             };
             let value = Tensor::from_vec(value, var.shape(), &Device::Cpu)?;
             var.set(&value.to_dtype(DType::F32)?)?;
@@ -305,7 +307,7 @@ fn several_steps_are_those_of_the_equations() -> Result<()> {
         bias_clip: Some(0.15),
         ..Bpn::default()
     };
-    let twin = single(&bpn.hook(), DType::F64)?;
+    let twin = single(&bpn.hook())?;
     let w = get(&twin, "fc.weight")?;
     let mut b = vec![0.0; 3];
     let (of_w, _) = by_hand(&images, &w, &b)?;
@@ -347,11 +349,12 @@ fn a_limit_holds() -> Result<()> {
 fn saturated_logits_are_not_believed() -> Result<()> {
     let bpn = Bpn {
         sign: Sign::Text,
+        train_eps: 0.01,
         ..Bpn::default()
     };
     let twin = lenet_twin(&bpn.hook(), 1)?;
     let images = fashion(256);
-    train(&bpn, &twin, &images, 32, 4, Sgd::momentum(0.9))?;
+    train(&bpn, &twin, &images, 16, 24, Sgd::momentum(0.5))?;
     let run = Run::new(2, &Device::Cpu);
     let loader = Loader::new(&images, 64, Order::Sequential, Partial::Keep)?;
     let attack = Spec::Fgsm(Fgsm { budget: linf(0.1) });
@@ -431,7 +434,7 @@ fn settings_that_make_no_sense_are_refused() -> Result<()> {
         layers: Which::Hidden,
         ..bpn
     };
-    let one = single(&hidden.hook(), DType::F32)?;
+    let one = single(&hidden.hook())?;
     let error = hidden.biases(&one.params, 3).unwrap_err().to_string();
     assert!(error.contains("no hidden layer"), "{error}");
     for text in ["pgd", "pgd:0", "pgd:x", "FGSM"] {

@@ -76,6 +76,7 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
         "resnet56" => v1(56),
         "resnet110" => v1(110),
         "resnet18" => Spec::Resnet18 { classes },
+        "resnet50" => Spec::Resnet50 { classes },
         text if text.trim_start().starts_with('{') => {
             #[derive(serde::Deserialize)]
             struct Line {
@@ -87,7 +88,7 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
         }
         other => bail!(
             "--arch {other}: unknown; there are lenet5, atda-cnn, advertorch-lenet, resnet20, 32, \
-             44, 56, 110, resnet18, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
+             44, 56, 110, resnet18, resnet50, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
              classes = 10 }}'"
         ),
     })

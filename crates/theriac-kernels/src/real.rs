@@ -35,6 +35,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// Whether the value is NaN.
     fn is_nan(self) -> bool;
+    /// 0 for a subnormal number, else the value.
+    fn flush(self) -> Self;
 }
 
 mod sealed {
@@ -75,6 +77,14 @@ macro_rules! real {
             #[inline]
             fn sqrt(self) -> Self {
                 $t::sqrt(self)
+            }
+            #[inline]
+            fn flush(self) -> Self {
+                if self.abs() < $t::MIN_POSITIVE {
+                    0.0
+                } else {
+                    self
+                }
             }
             #[inline]
             fn is_nan(self) -> bool {

@@ -326,6 +326,10 @@ mod tests {
         assert_eq!(weighted(&of_18), 18);
         // The size that the public implementations print (kuangliu/pytorch-cifar).
         assert_eq!(of_18.count(), 11_173_962);
+        // In place of its last layer, 512 to 10: 512 to 1,028 to 1,028 to 200.
+        let of_fc3 = params(DType::F32);
+        resnet18_fc3(&Plain, of_fc3.live(), 64, 1028, 200)?;
+        assert_eq!(of_fc3.count(), 12_959_808);
         Ok(())
     }
 

@@ -53,6 +53,7 @@ impl Ui {
         });
         let stage = Stage {
             label: String::new(),
+            first: 0,
             begun: Instant::now(),
             shown: Instant::now(),
         };
@@ -106,6 +107,8 @@ pub struct Job {
 
 struct Stage {
     label: String,
+    /// Steps that were done before: a resumed stage begins with some.
+    first: u64,
     begun: Instant,
     shown: Instant,
 }
@@ -171,6 +174,7 @@ impl Job {
         if new {
             *stage = Stage {
                 label: label.into(),
+                first: done,
                 begun: now,
                 shown: now,
             };
@@ -182,6 +186,9 @@ impl Job {
             }
             bar.set_length(total);
             bar.set_position(done);
+            if new {
+                bar.reset_eta();
+            }
             return;
         }
         let over = total > 0 && done >= total;
@@ -190,10 +197,11 @@ impl Job {
         }
         stage.shown = now;
         let gone = now - stage.begun;
-        let left = if over || done == 0 {
+        let here = done.saturating_sub(stage.first);
+        let left = if over || here == 0 {
             String::new()
         } else {
-            let left = gone.mul_f64((total - done) as f64 / done as f64);
+            let left = gone.mul_f64((total - done) as f64 / here as f64);
             format!(", {} left", HumanDuration(left))
         };
         self.line(&format!("{label}: {done}/{total}{left}"));

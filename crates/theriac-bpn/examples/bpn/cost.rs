@@ -39,6 +39,7 @@ struct Cost {
 }
 
 /// The child's whole work, if this process is one: reads an [`Order`] and writes a [`Cost`].
+#[allow(clippy::print_stderr)]
 pub(crate) fn child() -> Option<ExitCode> {
     if std::env::args().nth(1).as_deref() != Some(CHILD) {
         return None;
@@ -156,7 +157,7 @@ pub(crate) fn operations(
     use theriac::Classifier as _;
     let began = SystemTime::now();
     let device = theriac::device(&lab.device)?;
-    let twin = settings.network(0, &device)?;
+    let twin = settings.network(0, DType::F32, &device)?;
     let [c, h, w] = settings
         .image
         .ok_or("operations are counted for an image: set its shape")?;

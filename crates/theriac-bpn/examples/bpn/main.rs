@@ -78,6 +78,9 @@ struct Settings {
     /// Score the network as it was after so many epochs.
     #[serde(default)]
     after: Option<usize>,
+    /// Score it in double precision, in which the cross entropy vanishes later.
+    #[serde(default)]
+    double: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -173,8 +176,8 @@ impl Settings {
     }
 
     /// The network with its parameters, untrained.
-    fn network(&self, seed: u64, device: &Device) -> Result<Twin<Network>, BoxError> {
-        let params = Params::new(seed, DType::F32, device);
+    fn network(&self, seed: u64, dtype: DType, device: &Device) -> Result<Twin<Network>, BoxError> {
+        let params = Params::new(seed, dtype, device);
         Ok(match self.defence {
             Defence::Bpn => Twin::build(&params, |vb| self.network.build(&self.bpn.hook(), vb))?,
             Defence::Cn => Twin::build(&params, |vb| self.network.build(&Plain, vb))?,
@@ -236,7 +239,7 @@ impl Settings {
     ) -> Result<(), BoxError> {
         let data = images(&self.data, self.embedded, Split::Train, self.train, lab)?;
         let run = Run::new(seed, device);
-        let twin = self.network(seed, device)?;
+        let twin = self.network(seed, DType::F32, device)?;
         let mut groups = match self.optimiser {
             Optimiser::Sgd => self.groups(&twin, Sgd::momentum(0.9))?,
             Optimiser::Adam => self.groups(&twin, Adam::default())?,

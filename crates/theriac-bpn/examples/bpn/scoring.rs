@@ -26,7 +26,12 @@ pub(crate) fn score(
     lab: &Lab,
 ) -> Result<Measured, BoxError> {
     let device = theriac::device(&lab.device)?;
-    let twin = settings.network(cell.seed, &device)?;
+    let dtype = if settings.double {
+        DType::F64
+    } else {
+        DType::F32
+    };
+    let twin = settings.network(cell.seed, dtype, &device)?;
     twin.params.load(model)?;
     let run = Run::new(cell.seed, &device);
     let data = images(
@@ -36,7 +41,9 @@ pub(crate) fn score(
         settings.test,
         lab,
     )?;
-    let loader = Loader::new(&data, BATCH, Order::Sequential, Partial::Keep)?.device(&device);
+    let loader = Loader::new(&data, BATCH, Order::Sequential, Partial::Keep)?
+        .dtype(dtype)
+        .device(&device);
     let batches = || loader.epoch(0).map(|batch| batch.map_err(into_theriac));
     let label = format!("{}, {}", cell.row.name, cell.column.name);
     let observe = |done: usize| lab.progress(&label, done as u64, data.len() as u64);
@@ -67,7 +74,7 @@ pub(crate) fn score(
             defence: Defence::Cn,
             ..settings.clone()
         };
-        let surrogate = classical.network(cell.seed, &device)?;
+        let surrogate = classical.network(cell.seed, dtype, &device)?;
         surrogate.params.load(&trained(&classical, cell, lab)?)?;
         let declared = attack.declared();
         let declared = Declared {
@@ -111,7 +118,7 @@ fn over(
     Ok(values)
 }
 
-/// Length of the gradient of the cross entropy: 0 is a wall to attacks by gradients.
+/// Largest slope of the cross entropy: 0 is a wall to attacks by gradients.
 fn slopes(model: &Network, batch: &Batch<Labels>, run: &Run) -> theriac::Result<Vec<f64>> {
     in_chunks(
         &batch.pixels,
@@ -120,7 +127,7 @@ fn slopes(model: &Network, batch: &Batch<Labels>, run: &Run) -> theriac::Result<
             let y = batch.target.narrow(start, x.len())?;
             let loss = |x: &_| Loss::CrossEntropy.of(&model.logits(x, pass)?, Aim::Away(&y));
             let (_, slopes) = gradient(x, pass, loss)?;
-            Norm::L2.of(&slopes)
+            Norm::Linf.of(&slopes)
         },
     )
 }
