@@ -138,7 +138,7 @@ fn one_step_is_that_of_the_equations() -> Result<()> {
 
 #[test]
 fn the_two_signs_mirror_each_other() -> Result<()> {
-    let step = |sign| -> Result<(Vec<(String, Vec<u64>)>, Vec<f64>)> {
+    let step = |sign| {
         let bpn = Bpn {
             sign,
             ..Bpn::default()
@@ -151,7 +151,7 @@ fn the_two_signs_mirror_each_other() -> Result<()> {
         for (_, bias) in bpn.biases(&twin.params, 10)? {
             biases.extend(values(&bias)?);
         }
-        Ok((others, biases))
+        Result::Ok((others, biases))
     };
     let (up, down) = (step(Sign::Equation)?, step(Sign::Text)?);
     assert!(up.0 == down.0, "weights move alike");

@@ -57,6 +57,9 @@ struct Settings {
     embedded: bool,
     train: usize,
     test: usize,
+    /// No more test images than this: for attacks that take long.
+    #[serde(default)]
+    most: Option<usize>,
     epochs: usize,
     batch: usize,
     optimiser: Optimiser,

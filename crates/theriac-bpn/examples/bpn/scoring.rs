@@ -38,7 +38,7 @@ pub(crate) fn score(
         &settings.data,
         settings.embedded,
         Split::Test,
-        settings.test,
+        settings.most.unwrap_or(usize::MAX).min(settings.test),
         lab,
     )?;
     let loader = Loader::new(&data, BATCH, Order::Sequential, Partial::Keep)?
