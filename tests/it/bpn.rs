@@ -138,7 +138,7 @@ fn one_step_is_that_of_the_equations() -> Result<()> {
 
 #[test]
 fn the_two_signs_mirror_each_other() -> Result<()> {
-    let step = |sign| {
+    let step = |sign| -> Result<_> {
         let bpn = Bpn {
             sign,
             ..Bpn::default()
@@ -151,7 +151,7 @@ fn the_two_signs_mirror_each_other() -> Result<()> {
         for (_, bias) in bpn.biases(&twin.params, 10)? {
             biases.extend(values(&bias)?);
         }
-        Result::Ok((others, biases))
+        Ok((others, biases))
     };
     let (up, down) = (step(Sign::Equation)?, step(Sign::Text)?);
     assert!(up.0 == down.0, "weights move alike");
