@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::DType;
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use theriac::{Batch, BoxError, Error, Model, Result, Run, Target};
 use theriac_nn::{Saved, Twin, write};
@@ -57,6 +58,23 @@ impl Epoch {
     pub fn passes(&self) -> f64 {
         self.gradients as f64 / self.images.max(1) as f64
     }
+}
+
+/// Factor of the loss in the backward pass: the gradient of an image that a network is sure of lies
+/// below the smallest normal f32, where an operation takes a hundred cycles. A power of 2, so that
+/// nothing but such gradients changes by a bit.
+const SCALE: f64 = 18_446_744_073_709_551_616.0; // 2^64
+
+/// Gradients of the loss by the groups' variables.
+fn gradients(loss: Tensor, groups: &[Group]) -> Result<GradStore> {
+    let mut grads = (&loss * SCALE)?.backward()?;
+    drop(loss); // saved activations live as long as the loss
+    for (_, var) in groups.iter().flat_map(Group::variables) {
+        if let Some(grad) = grads.remove(var) {
+            grads.insert(var, (grad * (1.0 / SCALE))?);
+        }
+    }
+    Ok(grads)
 }
 
 /// How a run ended.
@@ -111,8 +129,7 @@ where
                 let text = format!("loss {value} at epoch {e}, batch {batches}: lower the rate");
                 return Err(Error::Other(BoxError::from(text)));
             }
-            let grads = loss.backward()?;
-            drop(loss); // saved activations live as long as the loss
+            let grads = gradients(loss, groups)?;
             for group in groups.iter_mut() {
                 group.step(&grads, e)?;
             }

@@ -219,6 +219,10 @@ impl Group {
         })
     }
 
+    pub(crate) fn variables(&self) -> &[(String, Var)] {
+        &self.variables
+    }
+
     pub(crate) fn step(&mut self, grads: &GradStore, epoch: usize) -> Result<()> {
         self.rule
             .step(&self.variables, grads, self.schedule.at(epoch))
