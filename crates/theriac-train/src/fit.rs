@@ -224,3 +224,60 @@ fn resume<M: Model, O: Objective<M>>(
     tracing::info!(epochs = history.len(), path = %path.display(), "continuing");
     Ok(history)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+    use theriac::Rng;
+
+    use super::*;
+    use crate::{Schedule, Sgd};
+
+    /// The factor changes no bit of ordinary gradients, and saves those that f32 would lose between
+    /// two layers.
+    #[test]
+    fn the_factor_of_the_loss_is_exact() -> Result<()> {
+        let draw = |purpose, rows: usize, columns: usize| {
+            let values = Rng::new(2).normal(purpose, 0, rows * columns);
+            Tensor::from_vec(values, (rows, columns), &Device::Cpu)
+        };
+        let (large, small) = (2f64.powi(20), 2f64.powi(-20));
+        let x = (draw("x", 5, 7)? * large)?;
+        let labels = Tensor::new(&[0u32, 2, 1, 1, 0], &Device::Cpu)?;
+        let first = Var::from_tensor(&draw("first", 4, 7)?)?;
+        let second = Var::from_tensor(&(draw("second", 3, 4)? * small)?)?;
+        let named = [("first", &first), ("second", &second)];
+        let named = named.map(|(name, var)| (name.to_owned(), var.clone()));
+        let rate = Schedule::Constant { rate: 0.1 };
+        let groups = [Group::new(named.to_vec(), Sgd::default(), rate)?];
+        let loss = |weight: f64| -> Result<Tensor> {
+            let hidden = theriac_ops::linear(&x, &first, None)?;
+            let logits = theriac_ops::linear(&hidden, &second, None)?;
+            let losses = theriac_ops::cross_entropy(&logits, &labels)?;
+            Ok((losses.mean_all()? * weight)?)
+        };
+        let rows = |grads: &GradStore, var: &Var| grads.get(var).unwrap().to_vec2::<f32>();
+        let plain = loss(1.0)?.backward()?;
+        let ours = gradients(loss(1.0)?, &groups)?;
+        for (_, var) in &named {
+            assert_eq!(rows(&ours, var)?, rows(&plain, var)?);
+        }
+        // Between the layers gradients are about 2^-160, which f32 rounds to 0; the first layer's
+        // are about 2^-140.
+        let tiny = 2f64.powi(-140);
+        let ours = rows(&gradients(loss(tiny)?, &groups)?, &first)?;
+        assert!(ours.iter().flatten().filter(|g| **g != 0.0).count() > 20);
+        for (ours, plain) in ours
+            .iter()
+            .flatten()
+            .zip(rows(&plain, &first)?.iter().flatten())
+        {
+            let expected = (f64::from(*plain) * tiny) as f32;
+            assert!(
+                (ours - expected).abs() <= 2.0 * f32::from_bits(1),
+                "{ours}, {expected}"
+            );
+        }
+        Ok(())
+    }
+}
