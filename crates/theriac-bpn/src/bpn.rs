@@ -283,8 +283,8 @@ impl Bpn {
         Ok(groups)
     }
 
-    /// The objective around another one that finds the biases' direction by several steps; `None`
-    /// for a direction by one sign, which needs no more than [`Bpn::groups`].
+    /// The objective around another one that finds the biases' direction by several steps. For a
+    /// direction by one sign, which needs no more than [`Bpn::groups`], it does nothing of its own.
     ///
     /// # Errors
     /// Those of [`Bpn::check`] and [`Bpn::biases`].
