@@ -51,26 +51,27 @@ def atda(p, x, train):
     return linear(p, "fc2", F.relu(linear(p, "fc1", x.flatten(1))))
 
 
-def conv_norm(p, at, number, x, stride, train):
-    weight = p[f"{at}.conv{number}.weight"]
+def conv_norm(p, conv, norm, x, stride, train):
+    weight = p[conv + ".weight"]
     x = F.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
-    norm = f"{at}.norm{number}."
+    norm += "."
     mean, var = p[norm + "running_mean"], p[norm + "running_var"]
     return F.batch_norm(x, mean, var, p[norm + "weight"], p[norm + "bias"], train, 0.1, 1e-5)
 
 
 def resnet(p, x, train):
-    x = F.relu(conv_norm(p, "stem", "", x, 1, train))
+    x = F.relu(conv_norm(p, "conv1", "bn1", x, 1, train))
     for stage in range(1, 5):
         for block in range(100):
-            at = f"stage{stage}.{block}"
+            at = f"layer{stage}.{block}"
             if at + ".conv1.weight" not in p:
                 break
             stride = 2 if stage > 1 and block == 0 else 1
-            h = F.relu(conv_norm(p, at, "1", x, stride, train))
-            h = conv_norm(p, at, "2", h, 1, train)
-            if stride == 2 and at + ".shortcut.conv.weight" in p:
-                x = conv_norm(p, at + ".shortcut", "", x, 2, train)
+            h = F.relu(conv_norm(p, at + ".conv1", at + ".bn1", x, stride, train))
+            h = conv_norm(p, at + ".conv2", at + ".bn2", h, 1, train)
+            if stride == 2 and at + ".downsample.0.weight" in p:
+                at += ".downsample"
+                x = conv_norm(p, at + ".0", at + ".1", x, 2, train)
             elif stride == 2:
                 x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, h.shape[1] - x.shape[1]))
             x = F.relu(h + x)

@@ -18,7 +18,7 @@ use theriac_attacks::{
     Apgd, AutoAttack, CarliniWagner, Ddn, Declare as _, DeepFool, Fab, Fgsm, Fmn, HopSkipJump,
     Loss, MiFgsm, Pgd, Spec as Attack, Square, Start,
 };
-use theriac_models::{Spec, resnet_v1, resnet18};
+use theriac_models::{Spec, resnet_v1, resnet18_cifar};
 use theriac_nn::{Conv, Entry, Layers, Linear, Network, Params, Plain, Twin, VarBuilder, write};
 use theriac_ops::PoolConfig;
 use theriac_train::{Rule, Sgd};
@@ -92,8 +92,8 @@ impl Side {
         let twin = Twin::build(&params, |vb| match network {
             "lenet" => lenet(&Plain, vb, WIDE, 2),
             "golden" => lenet(&Plain, vb, GOLDEN, 0),
-            "resnet20" => resnet_v1(&Plain, vb, 20, 1, 10),
-            "resnet18" => resnet18(&Plain, vb, 10),
+            "resnet20" => resnet_v1(&Plain, vb, 20, 16, 10),
+            "resnet18" => resnet18_cifar(&Plain, vb, 10),
             _ => Spec::AtdaCnn.build(&Plain, vb),
         })?;
         let [c, h, w] = shape;

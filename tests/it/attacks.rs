@@ -150,7 +150,7 @@ fn on_plain_networks() -> Result<()> {
 
 #[test]
 fn on_a_residual_network() -> Result<()> {
-    let twin = network(DType::F32, |vb| resnet_v1(&Plain, vb, 8, 1, 10))?;
+    let twin = network(DType::F32, |vb| resnet_v1(&Plain, vb, 8, 16, 10))?;
     run_all("ResNet-8", &twin.frozen, [3, 32, 32], DType::F32)
 }
 

@@ -24,7 +24,7 @@ impl Classifier for StepByStep {
 /// The same network over the same parameters.
 fn step_by_step(params: &Params, depth: usize) -> Result<Twin<StepByStep>> {
     Twin::build(params, |vb| {
-        Ok(StepByStep(resnet_v1(&Plain, vb, depth, 1, 10)?))
+        Ok(StepByStep(resnet_v1(&Plain, vb, depth, 16, 10)?))
     })
 }
 
@@ -251,7 +251,7 @@ fn a_trained_network_is_the_function_of_its_steps() -> Result<()> {
 fn a_trained_network_is_its_function_in_double_precision() -> Result<()> {
     let (twin, batches) = trained()?;
     let params = Params::new(0, DType::F64, &Device::Cpu);
-    let double = Twin::build(&params, |vb| resnet_v1(&Plain, vb, 8, 1, 10))?;
+    let double = Twin::build(&params, |vb| resnet_v1(&Plain, vb, 8, 16, 10))?;
     copy(&twin.params, &params)?;
     let wide = batches.iter().map(|batch| {
         let pixels = Pixels::new(batch.pixels.tensor().to_dtype(DType::F64)?)?;

@@ -73,7 +73,7 @@ pub(crate) fn network(seed: u64) -> Result<Twin<Network>> {
 /// An untrained residual network in f32: [`resnet_v1`] for 10 classes.
 pub(crate) fn resnet(depth: usize, seed: u64) -> Result<Twin<Network>> {
     let params = Params::new(seed, DType::F32, &Device::Cpu);
-    Twin::build(&params, |vb| resnet_v1(&Plain, vb, depth, 1, 10))
+    Twin::build(&params, |vb| resnet_v1(&Plain, vb, depth, 16, 10))
 }
 
 /// Trains with Adam at 0.001 on shuffled batches of 32.

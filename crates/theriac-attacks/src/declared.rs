@@ -5,6 +5,8 @@ use theriac::{Budget, Eps, Error, Result};
 /// What an attack asks of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
+    /// Nothing: its images were crafted on another model.
+    None,
     /// The predicted class alone.
     Decisions,
     /// Logits.

@@ -34,7 +34,7 @@ struct Told {
 }
 
 /// Networks whose parameters may be those of a file.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 12] = [
     "lenet5",
     "atda-cnn",
     "advertorch-lenet",
@@ -43,7 +43,10 @@ const KNOWN: [&str; 9] = [
     "resnet44",
     "resnet56",
     "resnet110",
+    "resnet18-cifar",
+    "bottleneck-resnet",
     "resnet18",
+    "resnet50",
 ];
 
 pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {

@@ -16,8 +16,9 @@ use theriac_onnx::OnnxModel;
 /// Which network, and how it sees images.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelOptions {
-    /// The network: lenet5, atda-cnn, advertorch-lenet, resnet20 (32, 44, 56, 110), resnet18, or as
-    /// in TOML: '{ kind = "resnet-v1", depth = 20, widen = 4, classes = 10 }'. By default what the
+    /// The network: lenet5, atda-cnn, advertorch-lenet, resnet20 (32, 44, 56, 110),
+    /// resnet18-cifar, resnet50-cifar, bottleneck-resnet, wrn-28-10, resnet18, resnet34, resnet50,
+    /// or as in TOML: '{ kind = "resnet-v1", depth = 20, width = 64, classes = 10 }'. By default what the
     /// file says of itself.
     #[arg(long, value_name = "NAME")]
     pub(crate) arch: Option<String>,
@@ -63,7 +64,7 @@ impl Model {
 pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
     let v1 = |depth| Spec::ResnetV1 {
         depth,
-        widen: 1,
+        width: 16,
         classes,
     };
     Ok(match name {
@@ -76,7 +77,16 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
         "resnet56" => v1(56),
         "resnet110" => v1(110),
         "resnet18" => Spec::Resnet18 { classes },
+        "resnet34" => Spec::Resnet34 { classes },
         "resnet50" => Spec::Resnet50 { classes },
+        "resnet18-cifar" => Spec::Resnet18Cifar { classes },
+        "resnet50-cifar" => Spec::Resnet50Cifar { classes },
+        "bottleneck-resnet" => Spec::BottleneckResnet { classes },
+        "wrn-28-10" => Spec::WideResnet {
+            depth: 28,
+            widen: 10,
+            classes,
+        },
         text if text.trim_start().starts_with('{') => {
             #[derive(serde::Deserialize)]
             struct Line {
@@ -88,7 +98,8 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
         }
         other => bail!(
             "--arch {other}: unknown; there are lenet5, atda-cnn, advertorch-lenet, resnet20, 32, \
-             44, 56, 110, resnet18, resnet50, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
+             44, 56, 110, resnet18-cifar, resnet50-cifar, bottleneck-resnet, wrn-28-10, resnet18, \
+             resnet34, resnet50, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
              classes = 10 }}'"
         ),
     })

@@ -1,5 +1,6 @@
 //! The binary version of CIFAR-10: records of one label byte and 3072 pixel bytes, the red plane,
-//! then the green, then the blue, each row by row.
+//! then the green, then the blue, each row by row. Records of CIFAR-100 begin with two label bytes,
+//! the coarse one of 20 and the fine one of 100.
 
 use std::path::Path;
 
@@ -9,8 +10,6 @@ use crate::{Dataset, Error, Images, Result};
 
 const SHAPE: [usize; 3] = [3, 32, 32];
 const PIXELS: usize = 3 * 32 * 32;
-const RECORD: usize = 1 + PIXELS;
-const CLASSES: usize = 10;
 /// Far above the 10,000 of a published file: a bound on what a hostile gzip file can fill.
 const MOST_RECORDS: u64 = 1_000_000;
 
@@ -21,29 +20,48 @@ impl Images {
     /// [`Error::Io`], [`Error::Records`], [`Error::Label`] naming the file, and
     /// [`Error::Setting`] if `paths` is empty.
     pub fn from_cifar10(name: &str, paths: &[impl AsRef<Path>]) -> Result<Self> {
-        let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-        for path in paths {
-            let path = path.as_ref();
-            let bytes = read(&mut open(path)?, MOST_RECORDS * RECORD as u64 + 1, path)?;
-            if bytes.is_empty() || !bytes.len().is_multiple_of(RECORD) {
-                let found = bytes.len() as u64;
-                return Err(Error::Records {
-                    path: path.to_owned(),
-                    found,
-                    record: RECORD,
-                });
-            }
-            let before = labels.len();
-            for record in bytes.chunks_exact(RECORD) {
-                labels.push(record[0]);
-                pixels.extend_from_slice(&record[1..]);
-            }
-            check_labels(&path.display().to_string(), &labels[before..], CLASSES)?;
-        }
-        let images = Self::new(name, pixels, labels, SHAPE, CLASSES)?;
-        tracing::debug!(name, n = images.len(), files = paths.len(), "read CIFAR-10");
-        Ok(images)
+        from_records(name, paths, 1, 10)
     }
+
+    /// Reads one split of CIFAR-100 from its binary file (plain or gzip), with the fine labels.
+    ///
+    /// # Errors
+    /// Those of [`Images::from_cifar10`].
+    pub fn from_cifar100(name: &str, paths: &[impl AsRef<Path>]) -> Result<Self> {
+        from_records(name, paths, 2, 100)
+    }
+}
+
+/// Records that begin with so many label bytes, of which the last counts.
+fn from_records(
+    name: &str,
+    paths: &[impl AsRef<Path>],
+    head: usize,
+    classes: usize,
+) -> Result<Images> {
+    let record = head + PIXELS;
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    for path in paths {
+        let path = path.as_ref();
+        let bytes = read(&mut open(path)?, MOST_RECORDS * record as u64 + 1, path)?;
+        if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
+            let (path, found) = (path.to_owned(), bytes.len() as u64);
+            return Err(Error::Records {
+                path,
+                found,
+                record,
+            });
+        }
+        let before = labels.len();
+        for record in bytes.chunks_exact(record) {
+            labels.push(record[head - 1]);
+            pixels.extend_from_slice(&record[head..]);
+        }
+        check_labels(&path.display().to_string(), &labels[before..], classes)?;
+    }
+    let images = Images::new(name, pixels, labels, SHAPE, classes)?;
+    tracing::debug!(name, n = images.len(), files = paths.len(), "read records");
+    Ok(images)
 }
 
 #[cfg(test)]
@@ -53,7 +71,7 @@ mod tests {
     use super::*;
 
     fn record(label: u8, pixel: u8) -> Vec<u8> {
-        let mut record = vec![pixel; RECORD];
+        let mut record = vec![pixel; 1 + PIXELS];
         record[0] = label;
         record
     }
@@ -68,6 +86,20 @@ mod tests {
         assert_eq!(images.labels(), [3, 9, 0]);
         assert_eq!(images.shape(), SHAPE);
         assert_eq!(images.bytes()[2 * PIXELS - 1..2 * PIXELS + 1], [2, 3]);
+    }
+
+    #[test]
+    fn fine_labels_are_the_second_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.bin");
+        let record = |coarse, fine, pixel| [vec![coarse, fine], vec![pixel; PIXELS]].concat();
+        fs::write(&path, [record(19, 99, 1), record(3, 0, 2)].concat()).unwrap();
+        let images = Images::from_cifar100("cifar100", &[&path]).unwrap();
+        assert_eq!((images.labels(), images.classes()), (&[99, 0][..], 100));
+        assert_eq!(images.bytes()[PIXELS - 1..PIXELS + 1], [1, 2]);
+        fs::write(&path, record(3, 100, 2)).unwrap();
+        let text = Images::from_cifar100("cifar100", &[&path]).unwrap_err();
+        assert!(text.to_string().contains("label 100 of image 0"), "{text}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod augment;
 mod bytes;
 mod cifar;
 mod dataset;
@@ -9,6 +10,7 @@ mod loader;
 mod synthetic;
 mod tiny_imagenet;
 
+pub use augment::Augment;
 pub use dataset::{Dataset, Images};
 pub use error::{Error, Result};
 pub use loader::{Loader, Order, Partial};

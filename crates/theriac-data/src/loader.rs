@@ -3,7 +3,7 @@
 use candle_core::{DType, Device};
 use theriac::{Batch, Rng};
 
-use crate::{Dataset, Error, Result};
+use crate::{Augment, Dataset, Error, Result};
 
 /// The order of the images of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,7 @@ pub struct Loader<'d, D: ?Sized> {
     partial: Partial,
     dtype: DType,
     device: Device,
+    augment: Option<(Augment, Rng)>,
 }
 
 impl<'d, D: Dataset + ?Sized> Loader<'d, D> {
@@ -73,6 +74,7 @@ impl<'d, D: Dataset + ?Sized> Loader<'d, D> {
             partial,
             dtype: DType::F32,
             device: Device::Cpu,
+            augment: None,
         })
     }
 
@@ -85,6 +87,14 @@ impl<'d, D: Dataset + ?Sized> Loader<'d, D> {
     pub fn device(self, device: &Device) -> Self {
         Self {
             device: device.clone(),
+            ..self
+        }
+    }
+
+    /// Images that change from epoch to epoch, as functions of the seed.
+    pub fn augment(self, augment: Augment, rng: Rng) -> Self {
+        Self {
+            augment: Some((augment, rng)),
             ..self
         }
     }
@@ -131,8 +141,12 @@ impl<'d, D: Dataset + ?Sized> Loader<'d, D> {
         let indices = self.indices(n);
         (first..self.batches().max(first)).map(move |batch| {
             let end = ((batch + 1) * self.size).min(indices.len());
-            self.dataset
-                .batch(&indices[batch * self.size..end], self.dtype, &self.device)
+            let indices = &indices[batch * self.size..end];
+            let mut batch = self.dataset.batch(indices, self.dtype, &self.device)?;
+            if let Some((augment, rng)) = self.augment {
+                batch.pixels = augment.apply(&batch.pixels, &batch.samples, rng.at(n))?;
+            }
+            Ok(batch)
         })
     }
 }
@@ -207,6 +221,25 @@ mod tests {
             assert_eq!(rest, whole[first..]);
         }
         assert_eq!(loader.epoch_from(6, 99).len(), 0);
+    }
+
+    #[test]
+    fn images_change_from_epoch_to_epoch_and_can_be_replayed() {
+        let bytes = (0..7 * 12).map(|i| 1 + i).collect();
+        let images = Images::new("seven", bytes, vec![0; 7], [1, 3, 4], 1).unwrap();
+        let with = |size| {
+            let loader = Loader::new(&images, size, Order::Sequential, Partial::Keep).unwrap();
+            loader.augment(Augment::CIFAR, Rng::new(2))
+        };
+        let pixels = |size, epoch| -> Vec<f32> {
+            let loader = with(size);
+            let batches = loader.epoch(epoch).map(|batch| batch.unwrap().pixels);
+            batches
+                .flat_map(|x| x.tensor().flatten_all().unwrap().to_vec1().unwrap())
+                .collect()
+        };
+        assert_eq!(pixels(2, 5), pixels(7, 5));
+        assert_ne!(pixels(2, 5), pixels(2, 6));
     }
 
     #[test]

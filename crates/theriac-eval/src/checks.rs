@@ -126,7 +126,7 @@ impl Check {
 /// and always run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checks {
-    /// Two passes over a few images agree.
+    /// Two passes over a few images agree, and take no gradients.
     pub repeatable: bool,
     /// Gradients at the clean images are not zero: one gradient an image, shared with `fgsm`.
     pub gradients: bool,
@@ -174,6 +174,7 @@ pub(crate) const FGSM: &str = "FGSM shadow";
 pub(crate) const LARGER: &str = "larger epsilon";
 pub(crate) const HUGE: &str = "huge epsilon";
 pub(crate) const REPEATABLE: &str = "repeatability";
+pub(crate) const DYNAMIC: &str = "dynamic defence";
 
 /// The clean images use the range [0, 1]. (Outside it they are an error, not a finding.)
 pub(crate) fn input_range((min, max): (f64, f64)) -> Check {
@@ -320,6 +321,20 @@ pub(crate) fn repeatable(drift: f64, flips: usize, n: usize) -> Check {
     Check::new(REPEATABLE, finding, detail)
 }
 
+/// The model takes no gradients to classify: `gradients` of them in passes over so many images.
+pub(crate) fn dynamic(gradients: u64, images: usize) -> Check {
+    if gradients == 0 {
+        let detail = "the forward pass takes no gradients".to_owned();
+        return Check::new(DYNAMIC, Finding::Passed, detail);
+    }
+    let each = gradients as f64 / images.max(1) as f64;
+    let detail = format!(
+        "the model takes {each:.1} gradients to classify an image: it moves in answer to the \
+         attack, so attack it with its answer in the loop, or add the answer back"
+    );
+    Check::new(DYNAMIC, Finding::Questionable, detail)
+}
+
 /// Passed when `left` does not exceed `bound`; beyond the tolerance as bad as `beyond`, within it
 /// questionable. The tolerance is one image or 0.2 points, whichever is more.
 fn weaker(left: Accuracy, bound: Accuracy, beyond: Finding) -> Finding {
@@ -405,5 +420,7 @@ mod tests {
         assert_eq!(repeatable(1e-5, 0, 10).finding, Passed);
         assert_eq!(repeatable(1e-3, 0, 10).finding, Questionable);
         assert_eq!(repeatable(0.0, 1, 10).finding, Questionable);
+        assert_eq!(dynamic(0, 10).finding, Passed);
+        assert_eq!(dynamic(1, 10).finding, Questionable);
     }
 }

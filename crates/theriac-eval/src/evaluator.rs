@@ -3,7 +3,7 @@
 use candle_core::DType;
 use theriac::{
     Aim, Attack, Batch, Budget, Classifier, Eps, Error, Labels, Meter, Model, Norm, Pass, Pixels,
-    Result, Run, Target, craft, gradient, in_chunks, largest, scores,
+    Result, Rng, Run, Target, craft, gradient, in_chunks, largest, scores,
 };
 use theriac_attacks::{Declare, Keep, Pgd, Spec, Start};
 
@@ -32,8 +32,8 @@ pub struct Evaluator<'a, C: ?Sized> {
     pub run: &'a Run,
     /// The checks to run.
     pub checks: Checks,
-    /// The label that attacks lead away from.
-    pub away_from: Reference,
+    /// The label that attacks refer to.
+    pub reference: Reference,
 }
 
 impl<C: ?Sized> Clone for Evaluator<'_, C> {
@@ -51,7 +51,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             model,
             run,
             checks: Checks::all(),
-            away_from: Reference::Label,
+            reference: Reference::Label,
         }
     }
 
@@ -182,7 +182,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             threat_model: ThreatModel {
                 budget,
                 knowledge: declared.access.into(),
-                away_from: self.away_from,
+                reference: self.reference,
             },
             attack: declared.name.clone(),
             verdict: Verdict::Reliable,
@@ -194,7 +194,9 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         robust.push(checks::input_range(clean_range));
         robust.push(checks::bound(budget, worst, moved_range));
         robust.push(checks::reachable(declared, budget));
-        robust.push(self.repeatable(&few, &effort.checks)?);
+        for check in self.twice(&few, &effort.checks)? {
+            robust.push(check);
+        }
         robust.push(if self.checks.gradients {
             let resists = |row: &&Row| row.flat && row.outcome.robust();
             let flat = rows.iter().filter(resists).count();
@@ -255,8 +257,9 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             ..crafting
         };
         let clean = predict(self.model, pixels, &checking)?;
-        let reference = self.reference(batch, &clean)?;
-        let moved = craft(attack, self.model, pixels, Aim::Away(&reference), &crafting)?;
+        let reference = self.labels(batch, &clean)?;
+        let aim = self.reference.aim(&reference);
+        let moved = craft(attack, self.model, pixels, aim, &crafting)?;
         let spent = budget.spent(&moved, pixels)?;
         let predicted = predict(self.model, &moved, &checking.fork(SCORING))?;
         let mut rows: Vec<Row> = Vec::with_capacity(labels.len());
@@ -276,7 +279,7 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             });
         }
         if self.checks.gradients || shadow {
-            let (fgsm, flat) = one_step(self.model, pixels, &reference, budget, &checking)?;
+            let (fgsm, flat) = one_step(self.model, pixels, aim, budget, &checking)?;
             for (row, flat) in rows.iter_mut().zip(flat) {
                 row.flat = flat;
             }
@@ -293,12 +296,12 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         })
     }
 
-    fn reference(&self, batch: &Batch<Labels>, clean: &[u32]) -> Result<Labels> {
-        match self.away_from {
+    fn labels(&self, batch: &Batch<Labels>, clean: &[u32]) -> Result<Labels> {
+        let (classes, device) = (self.model.classes(), batch.target.tensor().device());
+        match self.reference {
+            Reference::Prediction => Labels::new(clean, classes, device),
             Reference::Label => Ok(batch.target.clone()),
-            Reference::Prediction => {
-                Labels::new(clean, self.model.classes(), batch.target.tensor().device())
-            }
+            Reference::Other => others(batch, classes, self.run.rng()),
         }
     }
 
@@ -315,14 +318,9 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         };
         let labels = few.target.to_vec()?;
         let clean = predict(self.model, &few.pixels, &pass)?;
-        let reference = self.reference(few, &clean)?;
-        let moved = craft(
-            attack,
-            self.model,
-            &few.pixels,
-            Aim::Away(&reference),
-            &pass,
-        )?;
+        let reference = self.labels(few, &clean)?;
+        let aim = self.reference.aim(&reference);
+        let moved = craft(attack, self.model, &few.pixels, aim, &pass)?;
         let moved = predict(self.model, &moved, &pass.fork(SCORING))?;
         let rows: Vec<_> = labels
             .into_iter()
@@ -333,16 +331,19 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
         }))
     }
 
-    fn repeatable(&self, few: &Batch<Labels>, meter: &Meter) -> Result<Check> {
+    /// What two passes over a few images show: whether they agree, and whether they take gradients.
+    fn twice(&self, few: &Batch<Labels>, meter: &Meter) -> Result<[Check; 2]> {
         if !self.checks.repeatable {
-            return Ok(Check::not_run(checks::REPEATABLE));
+            return Ok([checks::REPEATABLE, checks::DYNAMIC].map(Check::not_run));
         }
+        let own = Meter::default();
         let pass = Pass {
-            meter,
+            meter: &own,
             ..self.run.eval(&few.samples)
         };
         let one = scores(self.model, &few.pixels, &pass.fork(SCORING))?;
         let two = scores(self.model, &few.pixels, &pass.fork(AGAIN))?;
+        meter.add(&own);
         let pairs = || one.iter().flatten().zip(two.iter().flatten());
         let drift = pairs().fold(0f64, |most, (a, b)| most.max((a - b).abs()));
         let flips = one
@@ -350,7 +351,10 @@ impl<'a, C: Classifier + ?Sized> Evaluator<'a, C> {
             .zip(&two)
             .filter(|(a, b)| largest(a) != largest(b))
             .count();
-        Ok(checks::repeatable(drift, flips, few.len()))
+        Ok([
+            checks::repeatable(drift, flips, few.len()),
+            checks::dynamic(own.gradients(), 2 * few.len()),
+        ])
     }
 }
 
@@ -426,23 +430,64 @@ impl Few {
 fn one_step<C: Classifier + ?Sized>(
     model: &C,
     clean: &Pixels,
-    labels: &Labels,
+    aim: Aim<'_, Labels>,
     budget: Budget,
     pass: &Pass<'_>,
 ) -> Result<(Pixels, Vec<bool>)> {
     let parts = in_chunks(clean, pass, |start, x, pass| {
-        let y = labels.narrow(start, x.len())?;
+        let y = aim.target().narrow(start, x.len())?;
         let (_, g) = gradient(x, pass, |x| model.loss(x, &y, pass))?;
         let flat: Vec<bool> = Norm::Linf
             .of(&g)?
             .into_iter()
             .map(|norm| norm == 0.0)
             .collect();
-        let step = (budget.norm().steepest(&g)? * budget.eps().get())?;
+        let step = (budget.norm().steepest(&g)? * (aim.sign() * budget.eps().get()))?;
         Ok(vec![(budget.project(&(x.tensor() + step)?, x)?, flat)])
     })?;
     let (images, flat): (Vec<Pixels>, Vec<Vec<bool>>) = parts.into_iter().unzip();
     Ok((Pixels::cat(&images)?, flat.concat()))
+}
+
+impl Reference {
+    /// The labels that an attack on a batch refers to; those of [`Reference::Other`] are a function
+    /// of the pass's seed and the image's id.
+    ///
+    /// # Errors
+    /// Those of the model, and of labels that are no classes.
+    pub fn labels<C: Classifier + ?Sized>(
+        self,
+        model: &C,
+        batch: &Batch<Labels>,
+        pass: &Pass<'_>,
+    ) -> Result<Labels> {
+        match self {
+            Self::Label => Ok(batch.target.clone()),
+            Self::Prediction => theriac::predict(model, &batch.pixels, pass),
+            Self::Other => others(batch, model.classes(), pass.rng),
+        }
+    }
+
+    /// Where the attack leads.
+    pub fn aim(self, labels: &Labels) -> Aim<'_, Labels> {
+        match self {
+            Self::Label | Self::Prediction => Aim::Away(labels),
+            Self::Other => Aim::Toward(labels),
+        }
+    }
+}
+
+/// A class of each image other than its label, uniform among them: a function of the seed and of
+/// the image's id.
+fn others(batch: &Batch<Labels>, classes: usize, rng: Rng) -> Result<Labels> {
+    let draw = |(label, &sample): (u32, &u32)| {
+        let bound = (classes as u32).saturating_sub(1);
+        let other = rng.below("target class", u64::from(sample), bound);
+        if other < label { other } else { other + 1 }
+    };
+    let labels = batch.target.to_vec()?.into_iter().zip(&batch.samples);
+    let labels: Vec<u32> = labels.map(draw).collect();
+    Labels::new(&labels, classes, batch.target.tensor().device())
 }
 
 /// PGD that may turn any image into any other.
@@ -540,7 +585,7 @@ mod tests {
             let success = robust.attack_success().unwrap();
             assert!((success - (54 - correct) as f64 / 54.0).abs() < 1e-12);
             assert_eq!(robust.verdict, Verdict::Reliable, "{robust}");
-            assert_eq!(robust.checks.len(), 8);
+            assert_eq!(robust.checks.len(), 9);
         }
         Ok(())
     }
@@ -577,7 +622,8 @@ mod tests {
         for budget in [linf(0.05), Budget::l2(eps(0.4))?] {
             let aim = Aim::Away(&data.target);
             let fgsm = craft(&Fgsm { budget }, &model, &data.pixels, aim, &pass)?;
-            let (shadow, flat) = one_step(&model, &data.pixels, &data.target, budget, &pass)?;
+            let (shadow, flat) =
+                one_step(&model, &data.pixels, Aim::Away(&data.target), budget, &pass)?;
             assert!(budget.spent(&shadow, &fgsm)?.iter().all(|d| *d == 0.0));
             assert_eq!(flat, [false; 20]);
         }
@@ -745,7 +791,7 @@ mod tests {
         let (model, run) = (Affine::new(), Run::new(7, &Device::Cpu));
         let evaluator = Evaluator {
             checks: Checks::cheap(),
-            away_from: Reference::Prediction,
+            reference: Reference::Prediction,
             ..Evaluator::new(&model, &run)
         };
         let robust = evaluator.spec(pgd(0.05), batches(&images(60), 25), |_| {})?;

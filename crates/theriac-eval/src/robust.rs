@@ -13,6 +13,9 @@ use crate::{Accuracy, Check, Finding, Verdict};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Knowledge {
+    /// Nothing of the model: the images were crafted on another one, such as the model without its
+    /// defence.
+    None,
     /// The whole model, its defence included, and its gradients.
     WhiteBox,
     /// Logits.
@@ -24,6 +27,7 @@ pub enum Knowledge {
 impl From<Access> for Knowledge {
     fn from(access: Access) -> Self {
         match access {
+            Access::None => Self::None,
             Access::Gradients => Self::WhiteBox,
             Access::Scores => Self::Scores,
             Access::Decisions => Self::Decisions,
@@ -31,41 +35,47 @@ impl From<Access> for Knowledge {
     }
 }
 
-/// The label that an untargeted attack leads away from.
+/// The label that an attack refers to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reference {
-    /// The true label.
+    /// Away from the true label.
     #[default]
     Label,
-    /// The model's prediction on the clean image: avoids label leaking (Kurakin et al. 2017).
+    /// Away from the model's prediction on the clean image: avoids label leaking (Kurakin et al.
+    /// 2017).
     Prediction,
+    /// Toward a class other than the true one, drawn once for each image: a targeted attack. What
+    /// counts is still whether the true label is predicted.
+    Other,
 }
 
-/// What the attacker may do, know and want. Attacks here are untargeted.
+/// What the attacker may do, know and want.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ThreatModel {
     /// The ball around each clean image, in pixels of the range 0 to 1.
     pub budget: Budget,
     /// What the attacker knows.
     pub knowledge: Knowledge,
-    /// The label that the attack leads away from.
-    pub away_from: Reference,
+    /// The label that the attack refers to.
+    pub reference: Reference,
 }
 
 impl fmt::Display for ThreatModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let knowledge = match self.knowledge {
+            Knowledge::None => "oblivious (crafted on another model)",
             Knowledge::WhiteBox => "white-box",
             Knowledge::Scores => "black-box by logits",
             Knowledge::Decisions => "black-box by decisions",
         };
-        let label = match self.away_from {
-            Reference::Label => "the true label",
-            Reference::Prediction => "the predicted label",
+        let aim = match self.reference {
+            Reference::Label => "untargeted away from the true label",
+            Reference::Prediction => "untargeted away from the predicted label",
+            Reference::Other => "targeted at a random other class",
         };
         let (norm, eps) = (self.budget.norm(), self.budget.eps());
-        write!(f, "{norm} {eps}, {knowledge}, untargeted away from {label}")
+        write!(f, "{norm} {eps}, {knowledge}, {aim}")
     }
 }
 

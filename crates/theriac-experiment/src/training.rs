@@ -5,9 +5,9 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use theriac::{Labels, Run};
+use theriac::{Labels, Model, Run};
 use theriac_data::{Dataset, Loader};
-use theriac_nn::{Network, Twin};
+use theriac_nn::Twin;
 use theriac_tables::{BoxError, Interrupted, Lab};
 use theriac_train::{Epoch, Group, Objective, Outcome, Plan, Progress, fit};
 
@@ -58,16 +58,17 @@ impl Training<'_> {
     ///
     /// # Errors
     /// [`Interrupted`] when the user stops it; those of [`fit`] and of the files.
-    pub fn train<D, O>(
+    pub fn train<M, D, O>(
         &self,
-        twin: &Twin<Network>,
+        twin: &Twin<M>,
         objective: &mut O,
         groups: &mut [Group],
         loader: &Loader<'_, D>,
     ) -> Result<(), BoxError>
     where
+        M: Model<Target = Labels>,
         D: Dataset<Target = Labels> + ?Sized,
-        O: Objective<Network>,
+        O: Objective<M>,
     {
         let Self {
             lab,

@@ -4,12 +4,15 @@ mod advertorch;
 mod atda_cnn;
 mod lenet;
 mod resnet;
-mod resnet50;
 mod spec;
+mod wide_resnet;
 
 pub use advertorch::advertorch_lenet;
 pub use atda_cnn::atda_cnn;
 pub use lenet::lenet;
-pub use resnet::{resnet_v1, resnet18, resnet18_fc3};
-pub use resnet50::resnet50;
+pub use resnet::{
+    bottleneck_resnet, resnet_v1, resnet18, resnet18_cifar, resnet18_fc3, resnet34, resnet50,
+    resnet50_cifar,
+};
 pub use spec::Spec;
+pub use wide_resnet::wide_resnet;

@@ -1,64 +1,132 @@
-//! Residual networks for 32 x 32 images.
+//! Residual networks.
 //!
 //! ```text
-//! v1 (He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2):
-//!   conv 3->16, 3x3 - norm - ReLU - 3 stages of (depth - 2) / 6 blocks, widths 16, 32, 64
-//!   - global average pool - FC
-//! 18 (the same section 3.3 with a stem for small images):
-//!   conv 3->64, 3x3 - norm - ReLU - 4 stages of 2 blocks, widths 64, 128, 256, 512
-//!   - global average pool - FC
-//! block: conv 3x3 - norm - ReLU - conv 3x3 - norm - add the shortcut - ReLU
+//! stem - stages of blocks - global average pool - FC
+//! basic block:  conv 3x3 - norm - ReLU - conv 3x3 - norm - add the shortcut - ReLU
+//! bottleneck:   conv 1x1 - norm - ReLU - conv 3x3 - norm - ReLU - conv 1x1 - norm
+//!               - add the shortcut - ReLU
 //! ```
 //!
-//! Later stages begin with stride 2. Where a block changes the shape, the shortcut of v1 takes every
-//! second pixel and appends channels of zeros ("option A"), that of ResNet-18 is a 1x1 convolution
-//! with a norm ("option B"). Convolutions of v1 start as in He et al. 2015, by fan out; all else
-//! as in PyTorch. These are the choices of fb.resnet.torch and of pytorch-cifar. Inputs in [0, 1];
-//! normalise them in front of the network.
+//! He et al., "Deep residual learning for image recognition", CVPR 2016. Later stages begin with
+//! stride 2, in a bottleneck's 3x3 convolution as in fb.resnet.torch and torchvision (the paper has
+//! it in the first 1x1). Where a block changes the shape, the shortcut is a 1x1 convolution with a
+//! norm ("option B"), that of [`resnet_v1`] takes every second pixel and appends channels of zeros
+//! ("option A").
+//!
+//! | network | stem | stages | blocks |
+//! | --- | --- | --- | --- |
+//! | [`resnet_v1`], section 4.2 | 3x3 | 3 of (depth - 2) / 6, from 16 channels | basic |
+//! | [`resnet18_cifar`], as in pytorch-cifar | 3x3 | 2, 2, 2, 2, from 64 | basic |
+//! | [`resnet50_cifar`], the same | 3x3 | 3, 4, 6, 3, from 64 | bottleneck, output 4 times the width |
+//! | [`bottleneck_resnet`], as in Mixup-Inference | 5x5 | 5, 5, 5, from 64 | bottleneck, output the width |
+//! | [`resnet18`], [`resnet34`], [`resnet50`], table 1 | 7x7, stride 2, max pool | 2 2 2 2, 3 4 6 3, 3 4 6 3 | basic, basic, bottleneck |
+//!
+//! Parameters have torchvision's paths: `conv1`, `bn1`, `layer{1..}.{0..}.conv{1..}`, `.bn{1..}`,
+//! `.downsample.0`, `.downsample.1`, `fc`. Convolutions of [`resnet_v1`] and [`bottleneck_resnet`]
+//! start as in He et al. 2015, by fan out, all else as in PyTorch. Inputs lie in [0, 1]; normalise
+//! them in front of the network.
 
 use candle_core::{DType, Tensor};
-use theriac::{Pass, Result};
+use theriac::{Error, Pass, Result};
 use theriac_nn::{Conv, Form, Init, Layer, Layers, Linear, Network, Site, Value, VarBuilder};
 use theriac_ops::network::Op;
-use theriac_ops::{ConvConfig, conv2d};
+use theriac_ops::{ConvConfig, PoolConfig, conv2d};
 
-/// ResNet-v1 of `depth` 6 n + 2 for images (N, 3, H, W), widths times `widen`: 269,722 parameters
-/// at depth 20 and 10 classes. Parameters `stem.conv`, `stem.norm`, `stage{1..3}.{0..}.conv1`,
-/// `.norm1`, `.conv2`, `.norm2`, `fc`.
+/// ResNet-v1 of `depth` 6 n + 2 for images (N, 3, H, W), with `width`, 2 `width` and 4 `width`
+/// channels; 16 is the paper's width: 269,722 parameters at depth 20 and 10 classes.
 ///
 /// # Errors
-/// When `depth` is not 6 n + 2 with n > 0, `widen` or `classes` is 0, or a parameter exists with
+/// When `depth` is not 6 n + 2 with n > 0, `width` or `classes` is 0, or a parameter exists with
 /// another shape.
 pub fn resnet_v1(
     layers: &dyn Layers,
     vb: VarBuilder,
     depth: usize,
-    widen: usize,
+    width: usize,
     classes: usize,
 ) -> Result<Network> {
     if depth < 8 || !(depth - 2).is_multiple_of(6) {
-        return Err(theriac::Error::Setting {
+        return Err(Error::Setting {
             name: "depth",
             value: depth.to_string(),
             remedy: "use 6 n + 2: 20, 32, 44, 56, 110",
         });
     }
-    positive("widen", widen)?;
-    let widths = [16, 32, 64].map(|width| width * widen);
-    let blocks = (depth - 2) / 6;
-    Residual::new(layers, classes, Init::He).build(vb, 32, &widths, blocks, false, &[])
+    let blocks = [(depth - 2) / 6; 3];
+    let plan = Plan {
+        stem: Stem::Small { kernel: 3 },
+        side: 32,
+        width,
+        blocks: &blocks,
+        block: Block::Basic,
+        shortcut: Shortcut::Zeros,
+        init: Init::He,
+    };
+    plan.build(layers, vb, classes, &[])
 }
 
-/// ResNet-18 for images (N, 3, H, W): 11,173,962 parameters at 10 classes. Parameters as in
-/// [`resnet_v1`], and `.shortcut.conv`, `.shortcut.norm`.
+/// ResNet-18 for images of 32 x 32: 11,173,962 parameters at 10 classes.
+///
+/// # Errors
+/// When `classes` is 0, or a parameter exists with another shape.
+pub fn resnet18_cifar(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
+    EIGHTEEN.small(32).build(layers, vb, classes, &[])
+}
+
+/// ResNet-50 for images of 32 x 32: 23,520,842 parameters at 10 classes.
+///
+/// # Errors
+/// When `classes` is 0, or a parameter exists with another shape.
+pub fn resnet50_cifar(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
+    FIFTY.small(32).build(layers, vb, classes, &[])
+}
+
+/// The network of Pang, Xu & Zhu, "Mixup inference", ICLR 2020, which their code calls ResNet-50:
+/// three stages of five bottlenecks whose output is as wide as their middle. 4,752,586 parameters
+/// at 10 classes, 4,775,716 at 100.
+///
+/// # Errors
+/// When `classes` is 0, or a parameter exists with another shape.
+pub fn bottleneck_resnet(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
+    let plan = Plan {
+        stem: Stem::Small { kernel: 5 },
+        blocks: &[5, 5, 5],
+        block: Block::Bottleneck { expansion: 1 },
+        init: Init::He,
+        ..FIFTY.small(32)
+    };
+    plan.build(layers, vb, classes, &[])
+}
+
+/// ResNet-18 for images of 224 x 224: 11,689,512 parameters at 1,000 classes.
 ///
 /// # Errors
 /// When `classes` is 0, or a parameter exists with another shape.
 pub fn resnet18(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
-    Residual::new(layers, classes, Init::Torch).build(vb, 32, &WIDTHS_18, 2, true, &[])
+    EIGHTEEN.build(layers, vb, classes, &[])
 }
 
-/// The convolutions of [`resnet18`] for images (N, 3, side, side), then three fully connected
+/// ResNet-34 for images of 224 x 224: 21,797,672 parameters at 1,000 classes.
+///
+/// # Errors
+/// When `classes` is 0, or a parameter exists with another shape.
+pub fn resnet34(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
+    let plan = Plan {
+        blocks: &[3, 4, 6, 3],
+        ..EIGHTEEN
+    };
+    plan.build(layers, vb, classes, &[])
+}
+
+/// ResNet-50 for images of 224 x 224: 25,557,032 parameters at 1,000 classes.
+///
+/// # Errors
+/// When `classes` is 0, or a parameter exists with another shape.
+pub fn resnet50(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Network> {
+    FIFTY.build(layers, vb, classes, &[])
+}
+
+/// The convolutions of [`resnet18_cifar`] for images (N, 3, side, side), then three fully connected
 /// layers `fc1`, `fc2`, `fc3` with `hidden` units and ReLUs between them: the network of Wen, Rios &
 /// Itti (2020, section 4.2) with side 64, 1,028 units and 200 classes.
 ///
@@ -73,22 +141,37 @@ pub fn resnet18_fc3(
 ) -> Result<Network> {
     positive("hidden", hidden)?;
     if side < 8 {
-        return Err(theriac::Error::Setting {
+        return Err(Error::Setting {
             name: "side",
             value: side.to_string(),
             remedy: "three stages halve the image: use at least 8 pixels",
         });
     }
-    let head = [hidden, hidden];
-    Residual::new(layers, classes, Init::Torch).build(vb, side, &WIDTHS_18, 2, true, &head)
+    EIGHTEEN
+        .small(side)
+        .build(layers, vb, classes, &[hidden, hidden])
 }
 
-const WIDTHS_18: [usize; 4] = [64, 128, 256, 512];
+const EIGHTEEN: Plan<'static> = Plan {
+    stem: Stem::Large,
+    side: 224,
+    width: 64,
+    blocks: &[2, 2, 2, 2],
+    block: Block::Basic,
+    shortcut: Shortcut::Projection,
+    init: Init::Torch,
+};
+
+const FIFTY: Plan<'static> = Plan {
+    blocks: &[3, 4, 6, 3],
+    block: Block::Bottleneck { expansion: 4 },
+    ..EIGHTEEN
+};
 
 pub(crate) fn positive(name: &'static str, value: usize) -> Result<()> {
     if value == 0 {
         let (value, remedy) = (value.to_string(), "use at least 1");
-        return Err(theriac::Error::Setting {
+        return Err(Error::Setting {
             name,
             value,
             remedy,
@@ -97,11 +180,97 @@ pub(crate) fn positive(name: &'static str, value: usize) -> Result<()> {
     Ok(())
 }
 
+/// What distinguishes residual networks.
+#[derive(Clone, Copy)]
+struct Plan<'a> {
+    stem: Stem,
+    /// Of the image.
+    side: usize,
+    /// Of the first stage; it doubles from stage to stage.
+    width: usize,
+    /// In each stage.
+    blocks: &'a [usize],
+    block: Block,
+    shortcut: Shortcut,
+    init: Init,
+}
+
+#[derive(Clone, Copy)]
+enum Stem {
+    /// One convolution at full size.
+    Small { kernel: usize },
+    /// 7x7 with stride 2, then max pooling.
+    Large,
+}
+
+#[derive(Clone, Copy)]
+enum Block {
+    Basic,
+    Bottleneck { expansion: usize },
+}
+
+#[derive(Clone, Copy)]
+enum Shortcut {
+    Zeros,
+    Projection,
+}
+
+impl Plan<'_> {
+    fn small(self, side: usize) -> Self {
+        let stem = Stem::Small { kernel: 3 };
+        Self { stem, side, ..self }
+    }
+
+    fn build(
+        self,
+        layers: &dyn Layers,
+        vb: VarBuilder,
+        classes: usize,
+        head: &[usize],
+    ) -> Result<Network> {
+        positive("width", self.width)?;
+        positive("classes", classes)?;
+        let net = Network::new(classes);
+        let mut residual = Residual {
+            plan: self,
+            layers,
+            net,
+        };
+        let h = residual.stages(&vb)?;
+        let mut net = residual.net;
+        let h = net.global_avg_pool(h);
+        let mut h = net.flatten(h);
+        let mut inputs = self.outputs(self.width << (self.blocks.len() - 1));
+        for (i, &hidden) in head.iter().enumerate() {
+            let fc = Linear::new(inputs, hidden);
+            h = net.layer(h, layers.linear(&fc, vb.pp(format!("fc{}", i + 1)))?);
+            h = net.relu(h);
+            inputs = hidden;
+        }
+        let name = match head.len() {
+            0 => "fc".to_owned(),
+            hidden => format!("fc{}", hidden + 1),
+        };
+        net.layer(
+            h,
+            layers.linear(&Linear::new(inputs, classes), vb.pp(name))?,
+        );
+        Ok(net)
+    }
+
+    /// Channels behind a block of this width.
+    fn outputs(self, width: usize) -> usize {
+        match self.block {
+            Block::Basic => width,
+            Block::Bottleneck { expansion } => expansion * width,
+        }
+    }
+}
+
 struct Residual<'a> {
+    plan: Plan<'a>,
     layers: &'a dyn Layers,
     net: Network,
-    classes: usize,
-    init: Init,
 }
 
 /// Channels and side of a square activation.
@@ -111,59 +280,44 @@ struct Shape {
     side: usize,
 }
 
-impl<'a> Residual<'a> {
-    fn new(layers: &'a dyn Layers, classes: usize, init: Init) -> Self {
-        Self {
-            layers,
-            net: Network::new(classes),
-            classes,
-            init,
-        }
-    }
-
-    fn build(
-        mut self,
-        vb: VarBuilder,
-        side: usize,
-        widths: &[usize],
-        blocks: usize,
-        projection: bool,
-        head: &[usize],
-    ) -> Result<Network> {
-        positive("classes", self.classes)?;
-        let mut shape = Shape {
-            channels: widths[0],
+impl Residual<'_> {
+    fn stages(&mut self, vb: &VarBuilder) -> Result<Value> {
+        let Plan {
+            stem,
             side,
+            width,
+            blocks,
+            ..
+        } = self.plan;
+        let (conv, side) = match stem {
+            Stem::Small { kernel } => (Conv::new(3, width, kernel).padding(kernel / 2), side),
+            Stem::Large => (Conv::new(3, width, 7).stride(2).padding(3), side / 2),
         };
         let image = self.net.image();
-        let h = self.conv_norm(image, 3, shape.channels, 3, 1, &vb.pp("stem"), "")?;
-        let h = self.net.relu(h);
-        let mut h = self.site(Site::Stem, h, shape, vb.pp("stem.site"))?;
-        for (stage, &width) in widths.iter().enumerate() {
+        let mut shape = Shape {
+            channels: width,
+            side,
+        };
+        let h = self.conv_norm(image, conv, vb.pp("conv1"), vb.pp("bn1"))?;
+        let h = self.site(Site::Stem, h, shape, vb.pp("site"))?;
+        let mut h = self.net.relu(h);
+        if let Stem::Large = stem {
+            let pool = PoolConfig {
+                kernel: 3,
+                stride: 2,
+                padding: 1,
+            };
+            h = self.net.max_pool(h, pool);
+            shape.side /= 2;
+        }
+        for (stage, &blocks) in blocks.iter().enumerate() {
             for block in 0..blocks {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                let vb = vb.pp(format!("stage{}.{block}", stage + 1));
-                (h, shape) = self.block(h, shape, width, stride, projection, &vb)?;
+                let vb = vb.pp(format!("layer{}.{block}", stage + 1));
+                (h, shape) = self.block(h, shape, width << stage, stride, &vb)?;
             }
         }
-        let h = self.net.global_avg_pool(h);
-        let mut h = self.net.flatten(h);
-        let mut inputs = shape.channels;
-        for (i, &hidden) in head.iter().enumerate() {
-            let fc = Linear::new(inputs, hidden);
-            let fc = self.layers.linear(&fc, vb.pp(format!("fc{}", i + 1)))?;
-            h = self.net.layer(h, fc);
-            h = self.net.relu(h);
-            inputs = hidden;
-        }
-        let name = match head.len() {
-            0 => "fc".to_owned(),
-            hidden => format!("fc{}", hidden + 1),
-        };
-        let fc = Linear::new(inputs, self.classes);
-        let fc = self.layers.linear(&fc, vb.pp(name))?;
-        self.net.layer(h, fc);
-        Ok(self.net)
+        Ok(h)
     }
 
     fn block(
@@ -172,53 +326,73 @@ impl<'a> Residual<'a> {
         from: Shape,
         width: usize,
         stride: usize,
-        projection: bool,
         vb: &VarBuilder,
     ) -> Result<(Value, Shape)> {
         let to = Shape {
-            channels: width,
-            side: from.side / stride,
+            channels: self.plan.outputs(width),
+            side: from.side.div_ceil(stride),
         };
-        let h = self.conv_norm(x, from.channels, width, 3, stride, vb, "1")?;
-        let h = self.net.relu(h);
-        let h = self.site(Site::Conv, h, to, vb.pp("site1"))?;
-        let h = self.conv_norm(h, width, width, 3, 1, vb, "2")?;
-        let shortcut = match (stride, projection) {
-            (1, _) => x,
-            (_, true) => {
-                self.conv_norm(x, from.channels, width, 1, stride, &vb.pp("shortcut"), "")?
-            }
-            (_, false) => {
-                let layer = Subsample::new(from.channels, width, stride, vb)?;
-                self.net.layer(x, Box::new(layer))
-            }
+        let wide = |inputs| Conv::new(inputs, width, 3).padding(1);
+        let convs = match self.plan.block {
+            Block::Basic => vec![wide(from.channels).stride(stride), wide(width)],
+            Block::Bottleneck { .. } => vec![
+                Conv::new(from.channels, width, 1),
+                wide(width).stride(stride),
+                Conv::new(width, to.channels, 1),
+            ],
         };
+        let (mut h, mut side, last) = (x, from.side, convs.len());
+        for (i, conv) in convs.into_iter().enumerate() {
+            let number = i + 1;
+            side = side.div_ceil(conv.config.stride);
+            let channels = conv.outputs;
+            let at = |name: &str| vb.pp(format!("{name}{number}"));
+            h = self.conv_norm(h, conv, at("conv"), at("bn"))?;
+            h = self.site(Site::Conv, h, Shape { channels, side }, at("site"))?;
+            if number < last {
+                h = self.net.relu(h);
+            }
+        }
+        let shortcut = self.shortcut(x, from, to, stride, vb)?;
         let h = self.net.add(h, shortcut);
-        let h = self.net.relu(h);
-        Ok((self.site(Site::Block, h, to, vb.pp("site2"))?, to))
+        let h = self.site(Site::Block, h, to, vb.pp("site"))?;
+        Ok((self.net.relu(h), to))
     }
 
-    /// Parameters `conv{number}`, `norm{number}`.
-    #[allow(clippy::too_many_arguments)]
+    fn shortcut(
+        &mut self,
+        x: Value,
+        from: Shape,
+        to: Shape,
+        stride: usize,
+        vb: &VarBuilder,
+    ) -> Result<Value> {
+        if stride == 1 && from.channels == to.channels {
+            return Ok(x);
+        }
+        match self.plan.shortcut {
+            Shortcut::Zeros => {
+                let layer = Subsample::new(from.channels, to.channels, stride, vb)?;
+                Ok(self.net.layer(x, Box::new(layer)))
+            }
+            Shortcut::Projection => {
+                let conv = Conv::new(from.channels, to.channels, 1).stride(stride);
+                self.conv_norm(x, conv, vb.pp("downsample.0"), vb.pp("downsample.1"))
+            }
+        }
+    }
+
     fn conv_norm(
         &mut self,
         x: Value,
-        inputs: usize,
-        outputs: usize,
-        kernel: usize,
-        stride: usize,
-        vb: &VarBuilder,
-        number: &str,
+        conv: Conv,
+        conv_at: VarBuilder,
+        norm_at: VarBuilder,
     ) -> Result<Value> {
-        let conv = Conv::new(inputs, outputs, kernel)
-            .stride(stride)
-            .padding(kernel / 2)
-            .no_bias()
-            .init(self.init);
-        let conv = self.layers.conv(&conv, vb.pp(format!("conv{number}")))?;
-        let norm = self.layers.norm(outputs, vb.pp(format!("norm{number}")))?;
-        let h = self.net.layer(x, conv);
-        Ok(self.net.layer(h, norm))
+        let outputs = conv.outputs;
+        let conv = conv.no_bias().init(self.plan.init);
+        let h = self.net.layer(x, self.layers.conv(&conv, conv_at)?);
+        Ok(self.net.layer(h, self.layers.norm(outputs, norm_at)?))
     }
 
     fn site(&mut self, site: Site, h: Value, shape: Shape, vb: VarBuilder) -> Result<Value> {
@@ -304,9 +478,44 @@ mod tests {
             (110, 1_727_962),
         ] {
             let params = params(DType::F32);
-            resnet_v1(&Plain, params.live(), depth, 1, 10)?;
+            resnet_v1(&Plain, params.live(), depth, 16, 10)?;
             assert_eq!(params.count(), count, "depth {depth}");
         }
+        Ok(())
+    }
+
+    /// [`resnet18_cifar`] as kuangliu/pytorch-cifar prints, those for large images as torchvision,
+    /// [`bottleneck_resnet`] counted from the published code.
+    #[test]
+    fn networks_have_their_published_size() -> Result<()> {
+        type Make = fn(&dyn Layers, VarBuilder, usize) -> Result<Network>;
+        let all: [(Make, usize, usize); 7] = [
+            (resnet18_cifar, 10, 11_173_962),
+            (resnet50_cifar, 10, 23_520_842),
+            (bottleneck_resnet, 10, 4_752_586),
+            (bottleneck_resnet, 100, 4_775_716),
+            (resnet18, 1000, 11_689_512),
+            (resnet34, 1000, 21_797_672),
+            (resnet50, 1000, 25_557_032),
+        ];
+        for (make, classes, count) in all {
+            let params = params(DType::F32);
+            make(&Plain, params.live(), classes)?;
+            assert_eq!(params.count(), count);
+        }
+        Ok(())
+    }
+
+    /// 4.1e9 multiplications with an addition for a forward pass, as torchvision prints.
+    #[test]
+    fn resnet50_has_its_published_cost() -> Result<()> {
+        let net = resnet50(&Plain, params(DType::F32).frozen(), 1000)?;
+        let image = Tensor::zeros((1, 3, 224, 224), DType::F32, &Device::Cpu)?;
+        let run = Run::new(0, &Device::Cpu);
+        let count = net.operations(&image, &run.eval(&[0]))?;
+        let pairs = count.forward as f64 / 2e9;
+        assert!((4.09..4.2).contains(&pairs), "{pairs}");
+        assert!(count.backward > 19 * count.forward / 10, "{count:?}");
         Ok(())
     }
 
@@ -315,17 +524,15 @@ mod tests {
     fn depth_counts_layers_with_weights() -> Result<()> {
         let weighted = |params: &Params| {
             let all = params.all().into_iter();
-            all.filter(|(path, var)| var.rank() > 1 && !path.contains("shortcut"))
+            all.filter(|(path, var)| var.rank() > 1 && !path.contains("downsample"))
                 .count()
         };
         let v1 = params(DType::F32);
-        resnet_v1(&Plain, v1.live(), 20, 1, 10)?;
+        resnet_v1(&Plain, v1.live(), 20, 16, 10)?;
         assert_eq!(weighted(&v1), 20);
         let of_18 = params(DType::F32);
-        resnet18(&Plain, of_18.live(), 10)?;
+        resnet18_cifar(&Plain, of_18.live(), 10)?;
         assert_eq!(weighted(&of_18), 18);
-        // The size that the public implementations print (kuangliu/pytorch-cifar).
-        assert_eq!(of_18.count(), 11_173_962);
         // In place of its last layer, 512 to 10: 512 to 1,028 to 1,028 to 200.
         let of_fc3 = params(DType::F32);
         resnet18_fc3(&Plain, of_fc3.live(), 64, 1028, 200)?;
@@ -334,23 +541,26 @@ mod tests {
     }
 
     #[test]
-    fn parameters_keep_their_paths() -> Result<()> {
+    fn parameters_have_the_paths_of_torchvision() -> Result<()> {
         let norm = ["bias", "running_mean", "running_var", "weight"];
-        let conv_norm = |at: &str, number: &str| {
-            let mut paths = vec![format!("{at}.conv{number}.weight")];
-            paths.extend(norm.map(|leaf| format!("{at}.norm{number}.{leaf}")));
+        let conv_norm = |conv: String, norm_at: String| {
+            let mut paths = vec![format!("{conv}.weight")];
+            paths.extend(norm.map(|leaf| format!("{norm_at}.{leaf}")));
             paths
         };
-        let paths_of = |stages: usize, blocks: usize, projection: bool| {
+        // A stage that begins with a projection is in `projected`.
+        let paths_of = |blocks: &[usize], convs: usize, projected: &[usize]| {
             let mut paths = vec!["fc.bias".to_owned(), "fc.weight".to_owned()];
-            paths.extend(conv_norm("stem", ""));
-            for stage in 1..=stages {
+            paths.extend(conv_norm("conv1".to_owned(), "bn1".to_owned()));
+            for (stage, &blocks) in blocks.iter().enumerate() {
                 for block in 0..blocks {
-                    let at = format!("stage{stage}.{block}");
-                    paths.extend(conv_norm(&at, "1"));
-                    paths.extend(conv_norm(&at, "2"));
-                    if projection && stage > 1 && block == 0 {
-                        paths.extend(conv_norm(&format!("{at}.shortcut"), ""));
+                    let at = format!("layer{}.{block}", stage + 1);
+                    for i in 1..=convs {
+                        paths.extend(conv_norm(format!("{at}.conv{i}"), format!("{at}.bn{i}")));
+                    }
+                    if block == 0 && projected.contains(&(stage + 1)) {
+                        let at = format!("{at}.downsample");
+                        paths.extend(conv_norm(format!("{at}.0"), format!("{at}.1")));
                     }
                 }
             }
@@ -361,26 +571,29 @@ mod tests {
             params.all().into_iter().map(|(path, _)| path).collect()
         };
         let v1 = params(DType::F32);
-        resnet_v1(&Plain, v1.live(), 14, 2, 3)?;
-        assert_eq!(paths(&v1), paths_of(3, 2, false));
+        resnet_v1(&Plain, v1.live(), 14, 32, 3)?;
+        assert_eq!(paths(&v1), paths_of(&[2; 3], 2, &[]));
         let of_18 = params(DType::F32);
         resnet18(&Plain, of_18.live(), 3)?;
-        assert_eq!(paths(&of_18), paths_of(4, 2, true));
+        assert_eq!(paths(&of_18), paths_of(&[2; 4], 2, &[2, 3, 4]));
+        let of_50 = params(DType::F32);
+        resnet50(&Plain, of_50.live(), 3)?;
+        assert_eq!(paths(&of_50), paths_of(&[3, 4, 6, 3], 3, &[1, 2, 3, 4]));
         Ok(())
     }
 
     #[test]
     fn refuses_what_is_no_residual_network() {
-        let refused = |depth, widen, classes| {
-            let made = resnet_v1(&Plain, params(DType::F32).live(), depth, widen, classes);
+        let refused = |depth, width, classes| {
+            let made = resnet_v1(&Plain, params(DType::F32).live(), depth, width, classes);
             made.err().map(|error| error.to_string()).unwrap()
         };
         for depth in [0, 1, 2, 7, 18, 21] {
-            let text = refused(depth, 1, 10);
+            let text = refused(depth, 16, 10);
             assert!(text.contains("depth") && text.contains("6 n + 2"), "{text}");
         }
-        assert!(refused(8, 0, 10).contains("widen"));
-        assert!(refused(8, 1, 0).contains("classes"));
+        assert!(refused(8, 0, 10).contains("width"));
+        assert!(refused(8, 16, 0).contains("classes"));
         assert!(resnet18(&Plain, params(DType::F32).live(), 0).is_err());
     }
 
@@ -393,16 +606,16 @@ mod tests {
                 mode,
                 ..run.eval(&[0, 1])
             };
-            for (depth, widen, classes) in [(8, 1, 7), (14, 2, 10)] {
-                let net = resnet_v1(&Plain, params(DType::F32).live(), depth, widen, classes)?;
+            for (depth, width, classes) in [(8, 16, 7), (14, 32, 10)] {
+                let net = resnet_v1(&Plain, params(DType::F32).live(), depth, width, classes)?;
                 assert_eq!(net.logits(&x, &pass)?.dims(), [2, classes]);
             }
-            let net = resnet18(&Plain, params(DType::F32).live(), 100)?;
+            let net = resnet18_cifar(&Plain, params(DType::F32).live(), 100)?;
             assert_eq!(net.logits(&x, &pass)?.dims(), [2, 100]);
         }
         // Whole blocks to their last pixel: 2 x 2 in the last stage of v1.
         let (net, x) = (
-            resnet_v1(&Plain, params(DType::F32).live(), 8, 1, 10)?,
+            resnet_v1(&Plain, params(DType::F32).live(), 8, 16, 10)?,
             images(2, 6, DType::F32)?,
         );
         assert_eq!(net.logits(&x, &run.eval(&[0, 1]))?.dims(), [2, 10]);
@@ -414,11 +627,11 @@ mod tests {
         let labels = Labels::new(&[1, 7, 3], 10, &Device::Cpu)?;
         let twins = [
             (
-                Twin::build(&params(DType::F64), |vb| resnet_v1(&Plain, vb, 8, 1, 10))?,
+                Twin::build(&params(DType::F64), |vb| resnet_v1(&Plain, vb, 8, 16, 10))?,
                 8,
             ),
             (
-                Twin::build(&params(DType::F64), |vb| resnet18(&Plain, vb, 10))?,
+                Twin::build(&params(DType::F64), |vb| resnet18_cifar(&Plain, vb, 10))?,
                 4,
             ),
         ];
@@ -461,9 +674,9 @@ mod tests {
     #[test]
     fn blocks_without_branches_are_the_identity() -> Result<()> {
         let params = params(DType::F32);
-        let net = resnet_v1(&Plain, params.frozen(), 14, 1, 10)?;
+        let net = resnet_v1(&Plain, params.frozen(), 14, 16, 10)?;
         for (path, var) in params.all() {
-            if path.ends_with("norm2.weight") {
+            if path.ends_with("bn2.weight") {
                 var.set(&var.zeros_like()?)?;
             }
         }
@@ -472,9 +685,9 @@ mod tests {
         let mut stem = Network::new(16);
         let h = stem.layer(
             stem.image(),
-            Plain.conv(&conv, params.frozen().pp("stem.conv"))?,
+            Plain.conv(&conv, params.frozen().pp("conv1"))?,
         );
-        let h = stem.layer(h, Plain.norm(16, params.frozen().pp("stem.norm"))?);
+        let h = stem.layer(h, Plain.norm(16, params.frozen().pp("bn1"))?);
         stem.relu(h);
         let run = Run::new(0, &Device::Cpu);
         let pass = run.eval(&[0, 1]);

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use theriac::Result;
 use theriac_nn::{Layers, Network, VarBuilder};
 
-use crate::{advertorch_lenet, atda_cnn, lenet, resnet_v1, resnet18, resnet18_fc3, resnet50};
+use crate::{
+    advertorch_lenet, atda_cnn, bottleneck_resnet, lenet, resnet_v1, resnet18, resnet18_cifar,
+    resnet18_fc3, resnet34, resnet50, resnet50_cifar, wide_resnet,
+};
 
 /// A network as it stands in TOML: `{ kind = "lenet" }`,
 /// `{ kind = "resnet-v1", depth = 20, classes = 10 }`.
@@ -22,14 +25,43 @@ pub enum Spec {
     ResnetV1 {
         /// Layers, 6 n + 2.
         depth: usize,
+        /// Channels of the first stage.
+        #[serde(default = "sixteen")]
+        width: usize,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`resnet18_cifar`].
+    Resnet18Cifar {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`resnet50_cifar`].
+    Resnet50Cifar {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`bottleneck_resnet`].
+    BottleneckResnet {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`wide_resnet`].
+    WideResnet {
+        /// Layers, 6 n + 4.
+        depth: usize,
         /// Factor of the widths.
-        #[serde(default = "one")]
         widen: usize,
         /// Number of classes.
         classes: usize,
     },
     /// [`resnet18`].
     Resnet18 {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`resnet34`].
+    Resnet34 {
         /// Number of classes.
         classes: usize,
     },
@@ -49,8 +81,8 @@ pub enum Spec {
     },
 }
 
-fn one() -> usize {
-    1
+fn sixteen() -> usize {
+    16
 }
 
 impl Spec {
@@ -65,10 +97,19 @@ impl Spec {
             Self::AdvertorchLenet => advertorch_lenet(layers, vb),
             Self::ResnetV1 {
                 depth,
+                width,
+                classes,
+            } => resnet_v1(layers, vb, depth, width, classes),
+            Self::Resnet18Cifar { classes } => resnet18_cifar(layers, vb, classes),
+            Self::Resnet50Cifar { classes } => resnet50_cifar(layers, vb, classes),
+            Self::BottleneckResnet { classes } => bottleneck_resnet(layers, vb, classes),
+            Self::WideResnet {
+                depth,
                 widen,
                 classes,
-            } => resnet_v1(layers, vb, depth, widen, classes),
+            } => wide_resnet(layers, vb, depth, widen, classes),
             Self::Resnet18 { classes } => resnet18(layers, vb, classes),
+            Self::Resnet34 { classes } => resnet34(layers, vb, classes),
             Self::Resnet50 { classes } => resnet50(layers, vb, classes),
             Self::Resnet18Fc3 {
                 side,
@@ -89,9 +130,9 @@ mod tests {
 
     #[test]
     fn text_and_back() {
-        let v1 = |depth, widen, classes| Spec::ResnetV1 {
+        let v1 = |depth, width, classes| Spec::ResnetV1 {
             depth,
-            widen,
+            width,
             classes,
         };
         for (text, spec) in [
@@ -100,15 +141,31 @@ mod tests {
             ("kind = \"advertorch-lenet\"", Spec::AdvertorchLenet),
             (
                 "kind = \"resnet-v1\"\ndepth = 20\nclasses = 10",
-                v1(20, 1, 10),
+                v1(20, 16, 10),
             ),
             (
-                "kind = \"resnet-v1\"\ndepth = 32\nwiden = 4\nclasses = 100",
-                v1(32, 4, 100),
+                "kind = \"resnet-v1\"\ndepth = 32\nwidth = 64\nclasses = 100",
+                v1(32, 64, 100),
             ),
             (
                 "kind = \"resnet18\"\nclasses = 10",
                 Spec::Resnet18 { classes: 10 },
+            ),
+            (
+                "kind = \"resnet18-cifar\"\nclasses = 10",
+                Spec::Resnet18Cifar { classes: 10 },
+            ),
+            (
+                "kind = \"bottleneck-resnet\"\nclasses = 100",
+                Spec::BottleneckResnet { classes: 100 },
+            ),
+            (
+                "kind = \"wide-resnet\"\ndepth = 28\nwiden = 10\nclasses = 10",
+                Spec::WideResnet {
+                    depth: 28,
+                    widen: 10,
+                    classes: 10,
+                },
             ),
             (
                 "kind = \"resnet50\"\nclasses = 1000",
@@ -129,7 +186,7 @@ mod tests {
         }
         for wrong in [
             "kind = \"resnet-v1\"\ndepth = 20",
-            "kind = \"resnet-v1\"\ndepth = 20\nclasses = 10\nwidth = 2",
+            "kind = \"resnet-v1\"\ndepth = 20\nclasses = 10\nwiden = 2",
             "kind = \"resnet18\"",
             "kind = \"resnet-18\"\nclasses = 10",
         ] {

@@ -14,6 +14,7 @@ mod model;
 mod pass;
 mod pixels;
 mod rng;
+mod transform;
 
 pub use attack::{Aim, Attack, CHUNK, Cut, craft, in_chunks, over_chunks};
 pub use batch::Batch;
@@ -26,3 +27,4 @@ pub use pass::{Bank, Iterate, Meter, Mode, Pass, Run, Watch, Work};
 pub use pixels::Pixels;
 pub use rng::Rng;
 pub use theriac_ops::vjp;
+pub use transform::{Average, Executions, Transform, Transformed};

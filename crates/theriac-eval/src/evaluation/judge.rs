@@ -165,6 +165,7 @@ fn threat(known: &Known<'_>) -> Check {
     let stages = plan.of(Role::Cascade);
     let sees = stages.filter_map(access).max();
     let knowledge = match sees {
+        Some(Access::None) => "another model",
         Some(Access::Gradients) => "white box",
         Some(Access::Scores) => "logits",
         Some(Access::Decisions) => "decisions",
