@@ -1,0 +1,106 @@
+//! Norms in two banks.
+
+use theriac::{Bank, Error, Pass, Result};
+use theriac_nn::{Form, Layer, Layers, Moments, Plain, VarBuilder};
+use candle_core::Tensor;
+
+/// The bank that adversarial images go through; the ordinary one is [`Bank`] 0.
+pub const AUXILIARY: Bank = Bank(1);
+
+/// Every batch norm twice, with parameters and statistics of its own: the ordinary one under its
+/// path, the auxiliary one under `auxiliary` below it. Which one a pass takes says its bank.
+///
+/// Xie, Tan, Gong, Wang, Yuille & Le, "Adversarial examples improve image recognition", CVPR 2020.
+/// A network so built holds the parameters of the plain one under their names;
+/// [`TwoBanks::copy`] starts the auxiliary bank from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TwoBanks;
+
+/// Name of the auxiliary norm below the ordinary one.
+const NAME: &str = "auxiliary";
+
+impl TwoBanks {
+    /// Sets the auxiliary bank to the ordinary one: values and statistics.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a network without a second bank.
+    pub fn copy(params: &theriac_nn::Params) -> Result<()> {
+        let all = params.all();
+        let mut copied = 0;
+        for (path, var) in &all {
+            let Some(main) = main_path(path) else {
+                continue;
+            };
+            let Some((_, from)) = all.iter().find(|(other, _)| *other == main) else {
+                continue;
+            };
+            var.set(&from.as_tensor().copy()?)?;
+            copied += 1;
+        }
+        match copied {
+            0 => Err(Error::Setting {
+                name: "banks",
+                value: "1".to_owned(),
+                remedy: "build the network with TwoBanks",
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The ordinary parameter of an auxiliary one: `bn1.auxiliary.weight` to `bn1.weight`.
+fn main_path(path: &str) -> Option<String> {
+    let (at, leaf) = path.rsplit_once('.')?;
+    let at = at.strip_suffix(NAME)?.strip_suffix('.')?;
+    Some(format!("{at}.{leaf}"))
+}
+
+impl Layers for TwoBanks {
+    fn norm(&self, channels: usize, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(Banks {
+            main: Plain.norm(channels, vb.clone())?,
+            auxiliary: Plain.norm(channels, vb.pp(NAME))?,
+        }))
+    }
+}
+
+struct Banks {
+    main: Box<dyn Layer>,
+    auxiliary: Box<dyn Layer>,
+}
+
+impl Banks {
+    fn of<'p>(&self, pass: &Pass<'p>) -> Result<(&dyn Layer, Pass<'p>)> {
+        // Each norm is a network's only one.
+        let alone = Pass {
+            bank: Bank::default(),
+            ..*pass
+        };
+        match pass.bank {
+            Bank(0) => Ok((&*self.main, alone)),
+            AUXILIARY => Ok((&*self.auxiliary, alone)),
+            Bank(other) => Err(Error::Setting {
+                name: "bank",
+                value: other.to_string(),
+                remedy: "use 0, or 1 for the auxiliary one",
+            }),
+        }
+    }
+}
+
+impl Layer for Banks {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let (layer, pass) = self.of(pass)?;
+        layer.forward(x, &pass)
+    }
+
+    fn form(&self, pass: &Pass<'_>) -> Result<Option<Form>> {
+        let (layer, pass) = self.of(pass)?;
+        layer.form(&pass)
+    }
+
+    fn observe(&self, batch: &Moments, pass: &Pass<'_>) -> Result<()> {
+        let (layer, pass) = self.of(pass)?;
+        layer.observe(batch, &pass)
+    }
+}

@@ -1,0 +1,223 @@
+//! What the method promises.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
+
+use candle_core::{DType, Device, Tensor};
+use theriac::{Aim, Batch, Budget, Classifier as _, Labels, Pass, Pixels, Run, craft};
+use theriac_advamd::{AUXILIARY, AdvAmd, BnBatches, Deltas, Settings, TwoBanks, WeightedLoss as _};
+use theriac_attacks::Fgsm;
+use theriac_data::{Augment, Loader, Order, Partial, synthetic};
+use theriac_models::resnet_v1;
+use theriac_nn::{Network, Params, Plain, Twin};
+use theriac_train::{Clean, Objective};
+
+const N: usize = 12;
+
+fn batch() -> Batch<Labels> {
+    let run = Run::new(0, &Device::Cpu);
+    let images = synthetic(N, [3, 16, 16], 10, &run.rng()).unwrap();
+    let loader = Loader::new(&images, N, Order::Sequential, Partial::Keep).unwrap();
+    loader.epoch(0).next().unwrap().unwrap()
+}
+
+/// With statistics that are not the initial ones, in both banks.
+fn network() -> Twin<Network> {
+    let params = Params::new(0, DType::F32, &Device::Cpu);
+    let twin = Twin::build(&params, |vb| resnet_v1(&TwoBanks, vb, 8, 16, 10)).unwrap();
+    let (batch, run) = (batch(), Run::new(0, &Device::Cpu));
+    twin.live.logits(&batch.pixels, &run.train(&batch.samples)).unwrap();
+    TwoBanks::copy(&params).unwrap();
+    twin
+}
+
+fn deltas(twin: &Twin<Network>, batch: &Batch<Labels>, eps: &str) -> Deltas {
+    let (run, budget) = (Run::new(0, &Device::Cpu), Budget::linf(eps.parse().unwrap()).unwrap());
+    let pass = run.eval(&batch.samples);
+    let aim = Aim::Away(&batch.target);
+    let moved = craft(&Fgsm { budget }, &twin.frozen, &batch.pixels, aim, &pass).unwrap();
+    let mut deltas = Deltas::default();
+    deltas.keep(&batch.pixels, &moved, &batch.samples).unwrap();
+    deltas
+}
+
+fn method(settings: Settings, deltas: Deltas) -> AdvAmd {
+    AdvAmd {
+        settings,
+        coefficients: vec![1.0; 10],
+        deltas,
+        augment: Augment::default(),
+    }
+}
+
+fn value(loss: &Tensor) -> f64 {
+    f64::from(loss.to_scalar::<f32>().unwrap())
+}
+
+/// Evaluation mode: each image's loss stands alone, so parts can be compared.
+fn loss(method: &mut AdvAmd, twin: &Twin<Network>, batch: &Batch<Labels>) -> f64 {
+    let run = Run::new(0, &Device::Cpu);
+    value(&method.loss(twin, batch, &run.eval(&batch.samples)).unwrap())
+}
+
+fn only(weights: [f64; 3]) -> Settings {
+    Settings {
+        weights,
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn the_three_losses_coincide_without_perturbation() {
+    let (twin, batch) = (network(), batch());
+    let deltas = deltas(&twin, &batch, "0");
+    let each = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
+    let each = each.map(|weights| loss(&mut method(only(weights), deltas.clone()), &twin, &batch));
+    assert!((each[0] - each[1]).abs() < 1e-6 && (each[0] - each[2]).abs() < 1e-6, "{each:?}");
+    let all = loss(&mut method(Settings::default(), deltas), &twin, &batch);
+    assert!((all - 3.0 * each[0]).abs() < 1e-5);
+}
+
+/// phi = 0 is the clean image, phi = 1 the adversarial one.
+#[test]
+fn mediate_samples_lie_between_clean_and_adversarial_images() {
+    let (twin, batch) = (network(), batch());
+    let deltas = deltas(&twin, &batch, "0.1");
+    let at = |weights, phi| {
+        let settings = Settings {
+            phi,
+            ..only(weights)
+        };
+        loss(&mut method(settings, deltas.clone()), &twin, &batch)
+    };
+    let (clean, adversarial) = (at([1.0, 0.0, 0.0], 0.5), at([0.0, 0.0, 1.0], 0.5));
+    assert!(adversarial > clean + 0.01, "{clean}, {adversarial}");
+    assert!((at([0.0, 1.0, 0.0], 0.0) - clean).abs() < 1e-6);
+    assert!((at([0.0, 1.0, 0.0], 1.0) - adversarial).abs() < 1e-6);
+}
+
+/// Joint or apart, in evaluation mode nothing changes; in training mode statistics do.
+#[test]
+fn batches_of_the_ordinary_bank_are_joint_or_separate() {
+    let (twin, batch) = (network(), batch());
+    let deltas = deltas(&twin, &batch, "0.1");
+    let with = |bn_batches| {
+        let settings = Settings {
+            bn_batches,
+            ..only([0.7, 0.3, 0.0])
+        };
+        method(settings, deltas.clone())
+    };
+    let [joint, separate] = [BnBatches::Joint, BnBatches::Separate].map(|bn_batches| {
+        let eval = loss(&mut with(bn_batches), &twin, &batch);
+        let run = Run::new(0, &Device::Cpu);
+        let train = with(bn_batches).loss(&network(), &batch, &run.train(&batch.samples));
+        (eval, value(&train.unwrap()))
+    });
+    assert!((joint.0 - separate.0).abs() < 1e-6);
+    assert!((joint.1 - separate.1).abs() > 1e-5);
+}
+
+fn statistics(twin: &Twin<Network>, auxiliary: bool) -> Vec<f32> {
+    let all = twin.params.all().into_iter();
+    let wanted = |path: &str| path.contains("running_") && path.contains("auxiliary") == auxiliary;
+    all.filter(|(path, _)| wanted(path))
+        .flat_map(|(_, var)| var.to_vec1::<f32>().unwrap())
+        .collect()
+}
+
+#[test]
+fn each_bank_sees_its_own_images() {
+    let batch = batch();
+    let deltas = deltas(&network(), &batch, "0.1");
+    for (weights, main, auxiliary) in [
+        ([1.0, 0.0, 0.0], true, false),
+        ([1.0, 1.0, 0.0], true, false),
+        ([1.0, 0.0, 1.0], true, true),
+    ] {
+        let twin = network();
+        let before = [statistics(&twin, false), statistics(&twin, true)];
+        let run = Run::new(0, &Device::Cpu);
+        let pass = run.train(&batch.samples);
+        method(only(weights), deltas.clone()).loss(&twin, &batch, &pass).unwrap();
+        let after = [statistics(&twin, false), statistics(&twin, true)];
+        assert_eq!(before[0] != after[0], main, "{weights:?}");
+        assert_eq!(before[1] != after[1], auxiliary, "{weights:?}");
+    }
+    // Adversarial images alone, through the auxiliary bank: the ordinary one stays.
+    let twin = network();
+    let before = statistics(&twin, false);
+    let run = Run::new(0, &Device::Cpu);
+    let pass = Pass {
+        bank: AUXILIARY,
+        ..run.train(&batch.samples)
+    };
+    twin.live.logits(&batch.pixels, &pass).unwrap();
+    assert_eq!(before, statistics(&twin, false));
+}
+
+#[test]
+fn the_first_bank_is_the_plain_network_and_others_are_refused() {
+    let (twin, batch, run) = (network(), batch(), Run::new(0, &Device::Cpu));
+    let plain = Params::new(5, DType::F32, &Device::Cpu);
+    let net = resnet_v1(&Plain, plain.frozen(), 8, 16, 10).unwrap();
+    let all = twin.params.all();
+    for (path, var) in plain.all() {
+        let (_, from) = all.iter().find(|(other, _)| *other == path).unwrap();
+        var.set(from.as_tensor()).unwrap();
+    }
+    let pass = run.eval(&batch.samples);
+    let host = |net: &Network, pass: &Pass<'_>| {
+        net.logits(&batch.pixels, pass).unwrap().to_vec2::<f32>().unwrap()
+    };
+    let expected = host(&net, &pass);
+    assert_eq!(host(&twin.frozen, &pass), expected);
+    let bank = |bank| Pass {
+        bank: theriac::Bank(bank),
+        ..pass
+    };
+    assert_eq!(host(&twin.frozen, &bank(1)), expected, "a copy");
+    let error = twin.frozen.logits(&batch.pixels, &bank(2)).unwrap_err().to_string();
+    assert!(error.contains("bank"), "{error}");
+    let error = TwoBanks::copy(&plain).unwrap_err().to_string();
+    assert!(error.contains("TwoBanks"), "{error}");
+}
+
+#[test]
+fn a_loss_is_weighted_by_its_class() {
+    let (twin, batch, run) = (network(), batch(), Run::new(0, &Device::Cpu));
+    let pass = run.eval(&batch.samples);
+    let coefficients: Vec<f64> = (0..10).map(|k| f64::from(k) / 10.0).collect();
+    let host = |t: Tensor| t.to_vec1::<f32>().unwrap();
+    let (x, y) = (&batch.pixels, &batch.target);
+    let weighted = host(twin.live.weighted_loss(x, y, &coefficients, &pass).unwrap());
+    let plain = host(theriac::Model::loss(&twin.live, x, y, &pass).unwrap());
+    for ((w, p), label) in weighted.iter().zip(plain).zip(y.to_vec().unwrap()) {
+        assert!((w - p * label as f32 / 10.0).abs() < 1e-5);
+    }
+    let few = twin.live.weighted_loss(x, y, &coefficients[..2], &pass).unwrap_err();
+    assert!(few.to_string().contains("coefficients"), "{few}");
+}
+
+/// The control is ordinary training; augmentation moves clean and adversarial images alike.
+#[test]
+fn the_control_is_ordinary_training() {
+    let (twin, batch, run) = (network(), batch(), Run::new(0, &Device::Cpu));
+    let pass = run.eval(&batch.samples);
+    let deltas = deltas(&twin, &batch, "0.1");
+    let control = loss(&mut method(only([1.0, 0.0, 0.0]), deltas), &twin, &batch);
+    assert!((control - value(&Clean.loss(&twin, &batch, &pass).unwrap())).abs() < 1e-6);
+    // A perturbation of nothing, augmented: the same images three times.
+    let mut still = Deltas::default();
+    still.keep(&batch.pixels, &batch.pixels, &batch.samples).unwrap();
+    let mut moved = AdvAmd {
+        augment: Augment::CIFAR,
+        ..method(Settings::default(), still)
+    };
+    let expected = Augment::CIFAR.apply(&batch.pixels, &batch.samples, pass.rng).unwrap();
+    assert_ne!(
+        expected.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+        batch.pixels.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    );
+    let on = |x: &Pixels| theriac::Model::loss(&twin.live, x, &batch.target, &pass).unwrap();
+    let expected = value(&on(&expected).mean_all().unwrap());
+    assert!((loss(&mut moved, &twin, &batch) - 3.0 * expected).abs() < 1e-5);
+}
