@@ -23,5 +23,6 @@ mod golden_gradients;
 mod golden_models;
 mod layers;
 mod networks;
+mod noise;
 mod resume;
 mod skeleton;
