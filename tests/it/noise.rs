@@ -10,8 +10,8 @@ use theriac_advbnn::AdvBnn;
 use theriac_adversarial::AdversarialTraining;
 use theriac_attacks::Pgd;
 use theriac_data::{Loader, Order, Partial};
-use theriac_learn2perturb::{Learn2Perturb, ThetaMomentum, ThetaUpdate};
-use theriac_models::resnet_v1;
+use theriac_learn2perturb::{Learn2Perturb, Placement, ThetaMomentum, ThetaUpdate};
+use theriac_models::{lenet, resnet_v1};
 use theriac_nn::{Layers, Network, Params, Plain, Twin};
 use theriac_pixeldp::PixelDp;
 use theriac_pni::{Granularity, Pni};
@@ -20,7 +20,7 @@ use theriac_train::{
     Adam, Clean, Group, LabelSource, Objective, Outcome, Plan, Schedule, Sgd, fit,
 };
 
-use crate::support::{bits, cifar, eps, linf, pick, snapshot, whole};
+use crate::support::{bits, cifar, eps, fashion, linf, pick, snapshot, whole};
 
 const EPOCHS: usize = 4;
 
@@ -280,4 +280,66 @@ fn every_pass_draws_anew() -> Result<()> {
         assert_ne!(clean(1)?, clean(3)?);
     }
     Ok(())
+}
+
+/// Three epochs on 256 images lower the loss, noise and adversarial images included.
+fn learns<O: Objective<Network>>((twin, mut objective, mut groups): Training<O>) -> Result<()> {
+    let images = fashion(256);
+    let loader = Loader::new(&images, 32, Order::Shuffled(Rng::new(6)), Partial::Keep)?;
+    let plan = Plan {
+        epochs: 3,
+        batches: loader.batches(),
+        state: None,
+    };
+    let run = Run::new(5, &Device::Cpu);
+    let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));
+    let go_on = |_| ControlFlow::Continue(());
+    let outcome = fit(&twin, &mut objective, &mut groups, plan, &run, epoch, go_on)?;
+    let Outcome::Done(history) = outcome else {
+        panic!("nobody stopped it");
+    };
+    let losses: Vec<f64> = history.iter().map(|epoch| epoch.loss).collect();
+    assert!(losses[2] < 0.9 * losses[0], "{losses:?}");
+    Ok(())
+}
+
+#[test]
+fn noisy_networks_learn() -> Result<()> {
+    let small = |layers: &dyn Layers, params: &Params| Twin::build(params, |vb| lenet(layers, vb));
+    let all = |params: &Params| Group::new(params.trainable(), Adam::default(), rate(2e-3));
+
+    let method = Learn2Perturb {
+        placement: Placement::EveryConv,
+        noise_delay: 0,
+        adv_delay: 0,
+        ..Learn2Perturb::default()
+    };
+    let params = [1, 2, 3, 4, 5].map(params);
+    let plain = small(&Plain, &params[0])?;
+    let noisy = small(&method.hook(), &params[0])?;
+    let (objective, groups) = method.training(plain, pgd(), nesterov(), nesterov(), rate(0.05))?;
+    learns((noisy, objective, groups))?;
+
+    let noisy = small(&Pni::default().hook(), &params[1])?;
+    learns((noisy, adversarial(), vec![all(&params[1])?]))?;
+
+    let rse = Rse {
+        channels: 1,
+        ..Rse::default()
+    };
+    let noisy = small(&rse.hook(), &params[2])?;
+    learns((noisy, Clean, vec![all(&params[2])?]))?;
+
+    let method = AdvBnn::default();
+    let noisy = small(&method.hook(), &params[3])?;
+    let objective = method.objective(pgd(), &params[3], 256)?;
+    learns((noisy, objective, vec![all(&params[3])?]))?;
+
+    let method = PixelDp {
+        channels: 1,
+        ..PixelDp::default()
+    };
+    let noisy = small(&method.hook(), &params[4])?;
+    let objective = method.objective(Clean, &params[4])?;
+    learns((noisy, objective, vec![all(&params[4])?]))
 }

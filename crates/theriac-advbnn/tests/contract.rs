@@ -1,4 +1,5 @@
 //! What an adversarial Bayesian network promises.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor, Var};
 use theriac::{Batch, Budget, Classifier as _, Labels, Mode, Pass, Pixels, Result, Run};

@@ -1,15 +1,16 @@
 //! ResNeXt-29 for 32 x 32 images.
 //!
 //! ```text
-//! conv 3x3, 64 - norm - ReLU - 3 stages of 3 blocks - average over 8 x 8 - FC
+//! conv 1x1, 64 - norm - ReLU - 3 stages of 3 blocks - average over 8 x 8 - FC
 //! block: conv 1x1, g w - norm - ReLU - conv 3x3 in g groups - norm - ReLU - conv 1x1, 2 g w - norm
 //!        - add the shortcut - ReLU;   w doubles from stage to stage
 //! ```
 //!
 //! Xie, Girshick, Dollar, Tu & He, "Aggregated residual transformations for deep neural networks",
-//! CVPR 2017, in the form of pytorch-cifar: the output of a block is twice as wide as its middle,
-//! where the paper's CIFAR networks have four times. Stages 2 and 3 begin with stride 2 in the 3x3
-//! convolution; where a block changes the shape, the shortcut is a 1x1 convolution with a norm.
+//! CVPR 2017, in the form of pytorch-cifar and of RSE's code: the first convolution is 1x1, and the
+//! output of a block twice as wide as its middle; the paper's have a 3x3 convolution and a factor of
+//! four. Stages 2 and 3 begin with stride 2 in the 3x3 convolution; where a block changes the shape,
+//! the shortcut is a 1x1 convolution with a norm.
 //! Parameters as there: `conv1`, `bn1`, `layer{1..3}.{0..2}.conv{1..3}`, `.bn{1..3}`, `.shortcut.0`,
 //! `.shortcut.1`, `linear`. PyTorch's initial values. Inputs lie in [0, 1].
 
@@ -36,7 +37,7 @@ pub fn resnext29(
     let net = Network::new(classes);
     let mut build = Build { layers, net };
     let image = build.net.image();
-    let stem = Conv::new(3, 64, 3).padding(1);
+    let stem = Conv::new(3, 64, 1);
     let h = build.conv_norm(image, stem, vb.pp("conv1"), vb.pp("bn1"))?;
     let site = layers.site(Site::Stem, (64, 32, 32), vb.pp("site"))?;
     let h = build.net.layer(h, site);
@@ -140,7 +141,7 @@ mod tests {
             let first = inputs != 2 * m || m > 1;
             block(inputs, m, first) + 2 * block(2 * m, m, false)
         });
-        let expected = 27 * 64 + 128 + stages.iter().sum::<usize>() + 8 * 10 + 10;
+        let expected = 3 * 64 + 128 + stages.iter().sum::<usize>() + 8 * 10 + 10;
         assert_eq!(count(1, 1)?, expected);
         let params = Params::new(0, DType::F32, &Device::Cpu);
         assert!(resnext29(&Plain, params.live(), 0, 64, 10).is_err());

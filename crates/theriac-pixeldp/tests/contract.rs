@@ -1,4 +1,5 @@
 //! What PixelDP promises.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor};
 use theriac::{Batch, Classifier as _, Labels, Pixels, Result, Run};
@@ -67,8 +68,7 @@ fn the_first_convolution_lengthens_no_vector() -> Result<()> {
         }
         method.objective(Clean, &params)?;
         let after = method.sensitivity(&params)?;
-        // The bound itself is up to 0.2 % too large here.
-        assert!(after <= 1.002, "{after}");
+        assert!(after <= 1.0, "{after}");
         assert!(factor(&net, (3, 12, 12)) <= 1.0);
     }
     Ok(())
@@ -93,7 +93,7 @@ fn training_keeps_the_sensitivity() -> Result<()> {
     let epoch = |_| std::iter::once(Ok(batch.clone()));
     let go_on = |_| std::ops::ControlFlow::Continue(());
     fit(&twin, &mut objective, &mut groups, plan, &run, epoch, go_on)?;
-    assert!(method.sensitivity(&params)? <= 1.002);
+    assert!(method.sensitivity(&params)? <= 1.0);
     assert_ne!(host(method.first(&params)?.as_tensor()), first);
     Ok(())
 }

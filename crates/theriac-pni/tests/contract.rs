@@ -1,4 +1,5 @@
 //! What parametric noise injection promises.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor, Var};
 use theriac::{Batch, Classifier as _, Labels, Mode, Pixels, Result, Run};

@@ -1,4 +1,5 @@
 //! What the random self-ensemble promises.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor};
 use theriac::{Batch, Classifier as _, Ensemble, Labels, Mode, Pass, Pixels, Result, Run};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use theriac_ops::network::{Key, PreparedCache};
 
 use crate::{Error, Pixels, Result, Rng};
@@ -375,7 +376,7 @@ impl<'r> Pass<'r> {
         vec![self.rng.key(purpose, SHARED); self.samples.len()]
     }
 
-    fn noise(&self, like: &Tensor, draw: impl Fn(u64, usize) -> Vec<f32>) -> Result<Tensor> {
+    fn noise(&self, like: &Tensor, draw: impl Fn(u64, usize) -> Vec<f32> + Sync) -> Result<Tensor> {
         let (samples, images) = (
             self.samples.len(),
             like.dims().first().copied().unwrap_or(0),
@@ -384,11 +385,9 @@ impl<'r> Pass<'r> {
             return Err(Error::Samples { samples, images });
         }
         let each = like.elem_count() / images;
-        let values: Vec<f32> = self
-            .samples
-            .iter()
-            .flat_map(|&sample| draw(u64::from(sample), each))
-            .collect();
+        let mut values = vec![0f32; like.elem_count()];
+        let parts = values.par_chunks_mut(each.max(1)).zip(self.samples);
+        parts.for_each(|(to, &sample)| to.copy_from_slice(&draw(u64::from(sample), each)));
         let noise = Tensor::from_vec(values, like.shape(), like.device())?;
         Ok(noise.to_dtype(like.dtype())?)
     }
