@@ -21,6 +21,7 @@ mod determinism;
 mod epochwise;
 mod golden_gradients;
 mod golden_models;
+mod inference;
 mod layers;
 mod networks;
 mod noise;

@@ -11,6 +11,7 @@ use theriac_attacks::{Fgsm, Pgd};
 use theriac_bpn::{BiasOpt, Bpn};
 use theriac_data::{Loader, Order, Partial};
 use theriac_epochwise::{EpochWise, Reading, Store};
+use theriac_mixup::{InterpolatedAdversarial, Mix, Mixup, Pair};
 use theriac_models::lenet;
 use theriac_nn::{Network, Params, Twin};
 use theriac_train::{
@@ -174,6 +175,18 @@ fn epochwise_training_continues() -> Result<()> {
         continues(|| EpochWise::new(eps(0.2), reading), adam)?;
     }
     Ok(())
+}
+
+#[test]
+fn training_on_mixtures_continues() -> Result<()> {
+    let mix = Mix {
+        alpha: 0.5,
+        pair: Pair::Identity,
+        ..Mix::default()
+    };
+    continues(|| Ok(Mixup { mix }), momentum)?;
+    let attack = Pgd::new(linf(0.2), eps(0.1), 2);
+    continues(|| Ok(InterpolatedAdversarial::new(attack)), adam)
 }
 
 #[test]

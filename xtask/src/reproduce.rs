@@ -642,7 +642,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("unknown paper \"epochwize\"; known: bpn, epochwise"),
+            error.contains("unknown paper \"epochwize\"; known: bpn, counteract, epochwise"),
             "{error}"
         );
         let error = choose(&all, &options(&["epochwise", "table7"]))

@@ -1,4 +1,5 @@
 //! What the defence promises.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{D, DType, Device, Tensor};
 use theriac::{

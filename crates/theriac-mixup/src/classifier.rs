@@ -236,8 +236,7 @@ mod tests {
             }
         }
         for (image, not) in [(0, 0), (1, 4), (2, 9)] {
-            for class in 0..10 {
-                let count = seen[image][class];
+            for (class, &count) in seen[image].iter().enumerate() {
                 assert_eq!(count == 0, class == not, "image {image}, class {class}");
                 assert!(count == 0 || (60..140).contains(&count), "{count}");
             }

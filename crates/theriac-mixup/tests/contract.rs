@@ -1,4 +1,5 @@
 //! What training on mixtures promises.
+#![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor};
 use theriac::{

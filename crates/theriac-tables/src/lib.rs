@@ -24,7 +24,7 @@ pub use error::{BoxError, Error, Interrupted, Result};
 pub use event::Event;
 pub use interrupt::Interrupt;
 pub use lab::Lab;
-pub use measured::{Check, CheckOutcome, Machine, Measured, Outcome, Record};
+pub use measured::{Check, CheckOutcome, DRAWS, Machine, Measured, Outcome, Record};
 pub use plot::svg;
 pub use results::{Results, Statistics, Summary};
 pub use run::{Experiment, device, main};

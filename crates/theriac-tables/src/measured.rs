@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::CellSpec;
 
+/// The name in [`Measured::extra`] of the sample deviation over repeated evaluations of one
+/// randomised model; the value is then their mean.
+pub const DRAWS: &str = "deviation over draws";
+
 /// The value of a cell, with what it needs to be believed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

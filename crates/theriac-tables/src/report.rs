@@ -62,8 +62,8 @@ pub fn page(paper: &str, tables: &[Table], store: &Store, scale: Scale) -> Resul
         counts: [0; 4],
     };
     page.markdown += "Each cell is *paper / ours*. Ours is the mean ± sample deviation over the \
-                      seeds, or the value with its 95 % interval where there is one seed. A dash \
-                      means that the paper prints nothing there.";
+                      seeds, or over repeated evaluations of one randomised network, else the value \
+                      with its 95 % interval. A dash means that the paper prints nothing there.";
     if scale == Scale::Paper {
         page.markdown += " ✓ marks agreement within the table's tolerance.\n";
     } else {

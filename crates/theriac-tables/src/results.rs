@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::measured::Check;
 use crate::{
-    Cell, CheckOutcome, Column, Machine, Measured, Outcome, Reading, Record, Result, Row, Scale,
-    Selection, Store, Table,
+    Cell, CheckOutcome, Column, DRAWS, Machine, Measured, Outcome, Reading, Record, Result, Row,
+    Scale, Selection, Store, Table,
 };
 
 /// The stored measurements that belong to a table as it is now: same revision, same settings.
@@ -34,7 +34,8 @@ pub enum Summary {
 pub struct Statistics {
     /// Mean over the seeds.
     pub mean: f64,
-    /// Sample deviation over the seeds; none with a single seed.
+    /// Sample deviation over the seeds; with a single one, over repeated evaluations of a randomised
+    /// model ([`DRAWS`]), if there were any.
     pub std: Option<f64>,
     /// The 95 % interval of a single seed.
     pub interval: Option<(f64, f64)>,
@@ -189,7 +190,10 @@ fn statistics(values: &[(u64, &Measured)]) -> Statistics {
     }
     Statistics {
         mean,
-        std: several.then(|| (squares / (numbers.len() - 1) as f64).sqrt()),
+        std: match several {
+            true => Some((squares / (numbers.len() - 1) as f64).sqrt()),
+            false => first.extra.get(DRAWS).copied(),
+        },
         interval: if several { None } else { first.interval },
         n: first.n,
         seeds: values.iter().map(|(seed, _)| *seed).collect(),
@@ -252,6 +256,24 @@ pub(crate) mod tests {
             .map(|cell| record(cell, value(number(cell))))
             .collect();
         Results::new(table, Scale::Desk, records).unwrap()
+    }
+
+    #[test]
+    fn repeated_evaluations_of_one_model_have_a_deviation_too() {
+        let table = demo();
+        let cell = table.cells(Scale::Smoke, &Selection::default()).unwrap()[0];
+        let drawn = Measured {
+            value: 50.0,
+            extra: BTreeMap::from([(DRAWS.to_owned(), 0.25)]),
+            ..Measured::default()
+        };
+        let record = record(&cell, Outcome::Measured(drawn));
+        let results = Results::new(&table, Scale::Smoke, vec![record]).unwrap();
+        let summary = results.summary(cell.row, cell.column, cell.reading);
+        let Summary::Measured(statistics) = summary else {
+            panic!("{summary:?}");
+        };
+        assert_eq!((statistics.mean, statistics.std), (50.0, Some(0.25)));
     }
 
     #[test]

@@ -58,6 +58,38 @@ pub trait Objective<M: Model> {
     }
 }
 
+impl<M: Model, O: Objective<M> + ?Sized> Objective<M> for Box<O> {
+    fn loss(
+        &mut self,
+        twin: &Twin<M>,
+        batch: &Batch<M::Target>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        (**self).loss(twin, batch, pass)
+    }
+
+    fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
+        (**self).begin_epoch(epoch)
+    }
+
+    fn after_update(
+        &mut self,
+        twin: &Twin<M>,
+        batch: &Batch<M::Target>,
+        pass: &Pass<'_>,
+    ) -> Result<()> {
+        (**self).after_update(twin, batch, pass)
+    }
+
+    fn state(&self) -> Result<Vec<Entry<'_>>> {
+        (**self).state()
+    }
+
+    fn restore(&mut self, saved: &Saved, prefix: &str) -> Result<()> {
+        (**self).restore(saved, prefix)
+    }
+}
+
 /// Ordinary training: the mean loss on clean images.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clean;

@@ -1,0 +1,5 @@
+#![doc = include_str!("../README.md")]
+
+mod objective;
+
+pub use objective::{Distillation, Tempered};
