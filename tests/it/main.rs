@@ -24,5 +24,6 @@ mod golden_models;
 mod inference;
 mod layers;
 mod networks;
+mod noise;
 mod resume;
 mod skeleton;

@@ -20,6 +20,7 @@ pub use activation::{relu, relu_grad};
 pub use conv::{Conv, conv2d, conv2d_bias_grad, conv2d_input_grad, conv2d_weight_grad};
 pub use error::{Error, Result};
 pub use lanes::network;
+pub use lanes::normal::{Key, normal};
 #[doc(hidden)]
 pub use lanes::peak::fused_multiply_adds;
 pub use linear::{linear, linear_bias_grad, linear_input_grad, linear_weight_grad};

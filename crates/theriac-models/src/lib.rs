@@ -4,7 +4,9 @@ mod advertorch;
 mod atda_cnn;
 mod lenet;
 mod resnet;
+mod resnext;
 mod spec;
+mod vgg;
 mod wide_resnet;
 
 pub use advertorch::advertorch_lenet;
@@ -14,5 +16,7 @@ pub use resnet::{
     bottleneck_resnet, resnet_v1, resnet18, resnet18_cifar, resnet18_fc3, resnet34, resnet50,
     resnet50_cifar,
 };
+pub use resnext::resnext29;
 pub use spec::Spec;
+pub use vgg::vgg16;
 pub use wide_resnet::wide_resnet;

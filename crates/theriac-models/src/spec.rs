@@ -6,7 +6,7 @@ use theriac_nn::{Layers, Network, VarBuilder};
 
 use crate::{
     advertorch_lenet, atda_cnn, bottleneck_resnet, lenet, resnet_v1, resnet18, resnet18_cifar,
-    resnet18_fc3, resnet34, resnet50, resnet50_cifar, wide_resnet,
+    resnet18_fc3, resnet34, resnet50, resnet50_cifar, resnext29, vgg16, wide_resnet,
 };
 
 /// A network as it stands in TOML: `{ kind = "lenet" }`,
@@ -52,6 +52,20 @@ pub enum Spec {
         depth: usize,
         /// Factor of the widths.
         widen: usize,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`vgg16`].
+    Vgg16 {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`resnext29`].
+    Resnext29 {
+        /// Groups of the 3x3 convolutions.
+        groups: usize,
+        /// Channels of a group in the first stage.
+        width: usize,
         /// Number of classes.
         classes: usize,
     },
@@ -108,6 +122,12 @@ impl Spec {
                 widen,
                 classes,
             } => wide_resnet(layers, vb, depth, widen, classes),
+            Self::Vgg16 { classes } => vgg16(layers, vb, classes),
+            Self::Resnext29 {
+                groups,
+                width,
+                classes,
+            } => resnext29(layers, vb, groups, width, classes),
             Self::Resnet18 { classes } => resnet18(layers, vb, classes),
             Self::Resnet34 { classes } => resnet34(layers, vb, classes),
             Self::Resnet50 { classes } => resnet50(layers, vb, classes),
@@ -164,6 +184,18 @@ mod tests {
                 Spec::WideResnet {
                     depth: 28,
                     widen: 10,
+                    classes: 10,
+                },
+            ),
+            (
+                "kind = \"vgg16\"\nclasses = 10",
+                Spec::Vgg16 { classes: 10 },
+            ),
+            (
+                "kind = \"resnext29\"\ngroups = 2\nwidth = 64\nclasses = 10",
+                Spec::Resnext29 {
+                    groups: 2,
+                    width: 64,
                     classes: 10,
                 },
             ),

@@ -5,6 +5,7 @@ use theriac::{Pass, Result};
 use theriac_ops::network::Op;
 use theriac_ops::{ConvConfig, conv2d};
 
+use crate::weights::{Affine, Weights};
 use crate::{Form, Init, Layer, VarBuilder};
 
 /// A square 2-d convolution: weight (out, in / groups, k, k) at `weight`, bias (out) at `bias`.
@@ -63,6 +64,27 @@ impl Conv {
     }
 
     pub(crate) fn layer(&self, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        Ok(self.over(Weights::Stored(self.weights(vb)?)))
+    }
+
+    /// The layer whose weight and bias are a function of the pass: for weights that are drawn.
+    pub fn drawn(
+        &self,
+        weights: impl Fn(&Pass<'_>) -> Result<Affine> + Send + Sync + 'static,
+    ) -> Box<dyn Layer> {
+        self.over(Weights::Drawn(Box::new(weights)))
+    }
+
+    fn over(&self, weights: Weights) -> Box<dyn Layer> {
+        let config = self.config;
+        Box::new(Convolution { weights, config })
+    }
+
+    /// The stored weight and bias.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    pub fn weights(&self, vb: VarBuilder) -> Result<Affine> {
         let area = self.kernel * self.kernel;
         let fan_in = self.inputs / self.config.groups * area;
         let fan_out = self.outputs / self.config.groups * area;
@@ -78,33 +100,33 @@ impl Conv {
             .bias
             .then(|| vb.get_with_hints(self.outputs, "bias", bias))
             .transpose()?;
-        Ok(Box::new(Convolution {
-            weight,
-            bias,
-            config: self.config,
-        }))
+        Ok((weight, bias))
     }
 }
 
 struct Convolution {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weights: Weights,
     config: ConvConfig,
 }
 
 impl Layer for Convolution {
-    fn forward(&self, x: &Tensor, _: &Pass<'_>) -> Result<Tensor> {
-        Ok(conv2d(x, &self.weight, self.bias.as_ref(), self.config)?)
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let (weight, bias) = self.weights.of(pass)?;
+        Ok(conv2d(x, &weight, bias.as_ref(), self.config)?)
     }
 
-    fn form(&self, _: &Pass<'_>) -> Result<Option<Form>> {
+    fn form(&self, pass: &Pass<'_>) -> Result<Option<Form>> {
         let ConvConfig {
             stride,
             padding,
             dilation,
             groups,
         } = self.config;
-        let (outputs, _, height, width) = self.weight.dims4()?;
+        if groups != 1 {
+            return Ok(None);
+        }
+        let (weight, bias) = self.weights.of(pass)?;
+        let (outputs, _, height, width) = weight.dims4()?;
         let op = Op::Conv {
             outputs,
             kernel: (height, width),
@@ -112,7 +134,8 @@ impl Layer for Convolution {
             padding,
             dilation,
         };
-        let parameters = [Some(self.weight.clone()), self.bias.clone(), None, None];
-        Ok((groups == 1).then(|| Form::stored(Some(op), parameters)))
+        Ok(Some(
+            self.weights.form(op, [Some(weight), bias, None, None]),
+        ))
     }
 }

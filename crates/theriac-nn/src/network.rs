@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 use theriac::{Classifier, Error, Pass, Pixels, Result};
-use theriac_ops::network::{Network as Tape, Op, Parameters, Step as TapeStep};
+use theriac_ops::network::{Keys, Network as Tape, Op, Parameters, Step as TapeStep};
 use theriac_ops::{PoolConfig, avg_pool2d, max_pool2d, relu};
 
 use crate::Layer;
@@ -27,6 +27,10 @@ pub struct Form {
     /// Whether the parameters are the stored ones, the same in every pass: then they are arranged
     /// once for a whole attack.
     pub stored: bool,
+    /// Of noise: the key of each image in this pass.
+    pub keys: Keys,
+    /// What is computed of the result.
+    pub then: Option<Box<Form>>,
 }
 
 impl Form {
@@ -36,7 +40,27 @@ impl Form {
             op,
             parameters,
             stored: true,
+            keys: None,
+            then: None,
         }
+    }
+
+    /// This computation, then another.
+    pub fn then(mut self, next: Form) -> Self {
+        self.then = Some(Box::new(match self.then {
+            None => next,
+            Some(then) => then.then(next),
+        }));
+        self
+    }
+
+    /// The computations one after the other.
+    fn each(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |form| form.then.as_deref())
+    }
+
+    fn computes(&self, what: impl Fn(Op) -> bool) -> bool {
+        self.each().filter_map(|form| form.op).any(what)
     }
 }
 
@@ -231,6 +255,7 @@ impl Network {
         };
         let mut tape_steps = Vec::new();
         let mut parameters: Vec<Parameters> = Vec::new();
+        let mut keys: Vec<Keys> = Vec::new();
         let mut stored = true;
         let mut from = Vec::new();
         // Where each value from `first` on stands on the tape, and whether it is (N, features).
@@ -241,26 +266,27 @@ impl Network {
         };
         let steps = self.steps.iter().zip(forms).enumerate();
         for (i, (step, form)) in steps.take(part.last + 1).skip(part.first) {
-            let (place, flat) = places[at(step.input)];
-            let flat = match (&step.kind, form.as_ref().and_then(|form| form.op)) {
-                (Kind::Flatten, _) | (_, Some(Op::Linear { .. })) => true,
-                _ => flat,
-            };
-            let Some((form, op)) = form.as_ref().and_then(|form| Some((form, form.op?))) else {
-                places.push((place, flat));
-                continue;
-            };
-            let op = match step.kind {
-                Kind::Add(other) => Op::Add {
-                    other: places[at(other)].0,
-                },
-                _ => op,
-            };
-            tape_steps.push(TapeStep { op, input: place });
-            parameters.push(form.parameters.clone());
-            from.push(i);
-            stored &= form.stored;
-            places.push((tape_steps.len(), flat));
+            let (mut place, mut flat) = places[at(step.input)];
+            flat |= matches!(step.kind, Kind::Flatten);
+            for form in form.iter().flat_map(Form::each) {
+                let Some(op) = form.op else {
+                    continue;
+                };
+                flat |= matches!(op, Op::Linear { .. });
+                let op = match step.kind {
+                    Kind::Add(other) => Op::Add {
+                        other: places[at(other)].0,
+                    },
+                    _ => op,
+                };
+                tape_steps.push(TapeStep { op, input: place });
+                parameters.push(form.parameters.clone());
+                keys.push(form.keys.clone());
+                from.push(i);
+                stored &= form.stored;
+                place = tape_steps.len();
+            }
+            places.push((place, flat));
         }
         let flat = places[places.len() - 1].1;
         let tape = self.tape((shape, tape_steps, flat))?;
@@ -272,7 +298,7 @@ impl Network {
             }
             _ => tape.prepare(&parameters, backward)?,
         };
-        let (y, moments) = tape.forward(&prepared, x, &parameters)?;
+        let (y, moments) = tape.forward_noisy(&prepared, x, &parameters, &keys)?;
         for (i, moments) in from.into_iter().zip(moments) {
             if let (Kind::Layer(layer), Some(moments)) = (&self.steps[i].kind, moments) {
                 layer.observe(&moments)?;
@@ -301,7 +327,7 @@ impl Network {
             let layers = forms[first..=last].iter().flatten();
             let together = layers
                 .into_iter()
-                .any(|form| matches!(form.op, Some(Op::Conv { .. } | Op::Linear { .. })));
+                .any(|form| form.computes(|op| matches!(op, Op::Conv { .. } | Op::Linear { .. })));
             parts.push(Part {
                 first,
                 last,
@@ -310,6 +336,12 @@ impl Network {
             first = last + 1;
         }
         parts
+    }
+
+    /// Into how many stretches and single steps a pass divides the network.
+    #[cfg(test)]
+    pub(crate) fn stretches(&self, pass: &Pass<'_>) -> Result<usize> {
+        Ok(self.parts(&self.forms(pass)?).len())
     }
 
     /// The last step of the longest stretch from `first` on.
@@ -397,15 +429,10 @@ impl Network {
         // A tape with fixed norms has no gradients of parameters: then norms run on their own.
         let tracked = |t: &Option<Tensor>| t.as_ref().is_some_and(Tensor::track_op);
         let any = |form: &Form| form.parameters.iter().any(tracked);
-        if forms.iter().flatten().any(any) {
+        if forms.iter().flatten().flat_map(Form::each).any(any) {
+            let fixed = |form: &Form| form.computes(|op| matches!(op, Op::Norm { .. }));
             for form in &mut forms {
-                if matches!(
-                    form,
-                    Some(Form {
-                        op: Some(Op::Norm { .. }),
-                        ..
-                    })
-                ) {
+                if form.as_ref().is_some_and(fixed) {
                     *form = None;
                 }
             }

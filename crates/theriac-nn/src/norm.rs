@@ -5,6 +5,7 @@ use theriac::{Error, Mode, Pass, Result};
 use theriac_ops::network::{Moments, Op};
 use theriac_ops::{batch_norm_eval, batch_norm_train};
 
+use crate::weights::{Affine, Weights};
 use crate::{Form, Layer, VarBuilder};
 
 /// `y = gamma (x - mean) / sqrt(var + eps) + beta` over each channel of (N, C, H, W).
@@ -15,8 +16,7 @@ use crate::{Form, Layer, VarBuilder};
 /// `running_var`.
 #[derive(Debug)]
 pub struct BatchNorm {
-    weight: Tensor,
-    bias: Tensor,
+    weights: Weights,
     running_mean: Var,
     running_var: Var,
     momentum: f64,
@@ -37,15 +37,58 @@ impl BatchNorm {
     /// # Errors
     /// When a parameter exists with another shape.
     pub fn with(channels: usize, momentum: f64, eps: f64, vb: VarBuilder) -> Result<Self> {
+        let weights = Weights::Stored(Self::weights(channels, vb.clone())?);
+        Self::over(weights, channels, momentum, eps, vb)
+    }
+
+    /// PyTorch's defaults with a gamma and beta that are a function of the pass: for those that are
+    /// drawn.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    pub fn drawn(
+        channels: usize,
+        vb: VarBuilder,
+        weights: impl Fn(&Pass<'_>) -> Result<Affine> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::over(Weights::Drawn(Box::new(weights)), channels, 0.1, 1e-5, vb)
+    }
+
+    /// The stored gamma and beta.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    pub fn weights(channels: usize, vb: VarBuilder) -> Result<Affine> {
+        let weight = vb.get_with_hints(channels, "weight", candle_nn::init::ONE)?;
+        let bias = vb.get_with_hints(channels, "bias", candle_nn::init::ZERO)?;
+        Ok((weight, Some(bias)))
+    }
+
+    fn over(
+        weights: Weights,
+        channels: usize,
+        momentum: f64,
+        eps: f64,
+        vb: VarBuilder,
+    ) -> Result<Self> {
         use candle_nn::init::{ONE, ZERO};
         Ok(Self {
-            weight: vb.get_with_hints(channels, "weight", ONE)?,
-            bias: vb.get_with_hints(channels, "bias", ZERO)?,
+            weights,
             running_mean: Var::from_tensor(&vb.get_with_hints(channels, "running_mean", ZERO)?)?,
             running_var: Var::from_tensor(&vb.get_with_hints(channels, "running_var", ONE)?)?,
             momentum,
             eps,
         })
+    }
+
+    /// Gamma and beta in this pass.
+    fn affine(&self, pass: &Pass<'_>) -> Result<(Tensor, Tensor)> {
+        let (weight, bias) = self.weights.of(pass)?;
+        let bias = match bias {
+            Some(bias) => bias,
+            None => weight.zeros_like()?,
+        };
+        Ok((weight, bias))
     }
 }
 
@@ -60,20 +103,14 @@ impl Layer for BatchNorm {
                 remedy,
             });
         }
+        let (weight, bias) = self.affine(pass)?;
         match pass.mode {
             Mode::Eval => {
                 let (mean, var) = (self.running_mean.detach(), self.running_var.detach());
-                Ok(batch_norm_eval(
-                    x,
-                    &self.weight,
-                    &self.bias,
-                    &mean,
-                    &var,
-                    self.eps,
-                )?)
+                Ok(batch_norm_eval(x, &weight, &bias, &mean, &var, self.eps)?)
             }
             Mode::Train => {
-                let (y, mean, var) = batch_norm_train(x, &self.weight, &self.bias, self.eps)?;
+                let (y, mean, var) = batch_norm_train(x, &weight, &bias, self.eps)?;
                 self.observe(&Moments { mean, var })?;
                 Ok(y)
             }
@@ -85,7 +122,7 @@ impl Layer for BatchNorm {
         if pass.bank.0 != 0 {
             return Ok(None);
         }
-        let (weight, bias) = (Some(self.weight.clone()), Some(self.bias.clone()));
+        let (weight, bias) = self.affine(pass)?;
         let eps = self.eps;
         let (op, statistics) = match pass.mode {
             Mode::Train => (Op::BatchNorm { eps }, [None, None]),
@@ -95,7 +132,8 @@ impl Layer for BatchNorm {
             }
         };
         let [mean, var] = statistics;
-        Ok(Some(Form::stored(Some(op), [weight, bias, mean, var])))
+        let parameters = [Some(weight), Some(bias), mean, var];
+        Ok(Some(self.weights.form(op, parameters)))
     }
 
     fn observe(&self, batch: &Moments) -> Result<()> {

@@ -22,4 +22,4 @@ pub use loss::{cross_entropy, cross_entropy_soft};
 pub use norm::{batch_norm_eval, batch_norm_train};
 pub use optim::{adam_step, sgd_step};
 pub use pool::{avg_pool2d, max_pool2d};
-pub use theriac_kernels::{Adam, Sgd};
+pub use theriac_kernels::{Adam, Sgd, normal};

@@ -12,9 +12,13 @@ use crate::cpu::View;
 use crate::graph::Node;
 
 pub use kernels::{Op, Step};
+pub use theriac_kernels::Key;
 
 /// The parameters of a step, in the order that its [`Op`] names; `None` for those it has not.
 pub type Parameters = [Option<Tensor>; 4];
+
+/// Of a step with noise ([`Op::Noise`]): a key for each image.
+pub type Keys = Option<Arc<Vec<Key>>>;
 
 /// A network of fixed geometry as one operation, differentiable in the images and in the
 /// parameters of convolutions and fully connected layers. CPU, f32.
@@ -194,6 +198,21 @@ impl Network {
         x: &Tensor,
         parameters: &[Parameters],
     ) -> Result<(Tensor, Vec<Option<Moments>>)> {
+        self.forward_noisy(prepared, x, parameters, &[])
+    }
+
+    /// [`Self::forward`] of a network with noise: `keys` has an entry for each step.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::forward`]; if a step with noise lacks a key.
+    pub fn forward_noisy(
+        &self,
+        prepared: &Prepared,
+        x: &Tensor,
+        parameters: &[Parameters],
+        keys: &[Keys],
+    ) -> Result<(Tensor, Vec<Option<Moments>>)> {
         let [c, h, w] = self.image;
         let n = match *x.dims() {
             [n, a, b, d] if n > 0 && [a, b, d] == self.image => n,
@@ -222,9 +241,11 @@ impl Network {
             trace,
             statistics,
         } = {
-            let images = View::new(&x)?;
+            let (images, keep) = (View::new(&x)?, want.images || any);
+            let keys: Vec<Option<&[Key]>> =
+                keys.iter().map(|k| k.as_deref().map(|k| &k[..])).collect();
             self.network
-                .forward(&prepared.0, images.slice()?, want.images || any)
+                .forward_noisy(&prepared.0, images.slice()?, &keys, keep)
                 .map_err(candle_core::Error::wrap)?
         };
         let moments = statistics

@@ -52,6 +52,14 @@ impl Sgd {
             ..Self::default()
         }
     }
+
+    /// The same settings without any momentum yet.
+    pub fn fresh(&self) -> Self {
+        Self {
+            buffers: Buffers::default(),
+            ..self.clone()
+        }
+    }
 }
 
 /// Adam (Kingma & Ba 2015) in PyTorch's form, with L2 or decoupled (AdamW) decay.

@@ -6,6 +6,7 @@ mod budget;
 #[cfg(feature = "contract")]
 pub mod contract;
 mod device;
+mod ensemble;
 mod error;
 #[cfg(feature = "contract")]
 pub mod gallery;
@@ -20,6 +21,7 @@ pub use attack::{Aim, Attack, CHUNK, Cut, craft, in_chunks, over_chunks};
 pub use batch::Batch;
 pub use budget::{Budget, Eps, Norm};
 pub use device::device;
+pub use ensemble::Ensemble;
 pub use error::{BoxError, Error, Result};
 pub use gradient::{gradient, jacobian};
 pub use model::{Classifier, Labels, Model, Target, finite_rows, largest, predict, scores};

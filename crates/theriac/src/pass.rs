@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
-use theriac_ops::network::PreparedCache;
+use rayon::prelude::*;
+use theriac_ops::network::{Key, PreparedCache};
 
 use crate::{Error, Pixels, Result, Rng};
 
@@ -216,6 +217,9 @@ impl Run {
     }
 }
 
+/// In the place of a sample id where all images share a draw; ids have 32 bits.
+const SHARED: u64 = u64::MAX;
+
 /// Everything about a call that is not its input: mode, normalisation bank, randomness, the ids
 /// of the images (they key the random numbers) and the counters.
 ///
@@ -341,7 +345,38 @@ impl<'r> Pass<'r> {
         self.noise(like, |sample, n| self.rng.normal(purpose, sample, n))
     }
 
-    fn noise(&self, like: &Tensor, draw: impl Fn(u64, usize) -> Vec<f32>) -> Result<Tensor> {
+    /// Noise from N(0, 1) by [`Rng::gaussian`], shaped (N, ...) and placed like `like`, one stream
+    /// for each sample id.
+    ///
+    /// # Errors
+    /// [`Error::Samples`] when the ids are not one for each image.
+    pub fn gaussian(&self, purpose: &str, like: &Tensor) -> Result<Tensor> {
+        self.noise(like, |sample, n| self.rng.gaussian(purpose, sample, n))
+    }
+
+    /// [`Pass::gaussian`] that all images share: shaped and placed like `like`, the same for every
+    /// part of a batch.
+    ///
+    /// # Errors
+    /// A candle error.
+    pub fn shared_gaussian(&self, purpose: &str, like: &Tensor) -> Result<Tensor> {
+        let values = self.rng.gaussian(purpose, SHARED, like.elem_count());
+        let noise = Tensor::from_vec(values, like.shape(), like.device())?;
+        Ok(noise.to_dtype(like.dtype())?)
+    }
+
+    /// The keys of [`Pass::gaussian`], one for each sample id.
+    pub fn keys(&self, purpose: &str) -> Vec<Key> {
+        let key = |&sample: &u32| self.rng.key(purpose, u64::from(sample));
+        self.samples.iter().map(key).collect()
+    }
+
+    /// The key of [`Pass::shared_gaussian`], once for each sample id.
+    pub fn shared_keys(&self, purpose: &str) -> Vec<Key> {
+        vec![self.rng.key(purpose, SHARED); self.samples.len()]
+    }
+
+    fn noise(&self, like: &Tensor, draw: impl Fn(u64, usize) -> Vec<f32> + Sync) -> Result<Tensor> {
         let (samples, images) = (
             self.samples.len(),
             like.dims().first().copied().unwrap_or(0),
@@ -350,11 +385,9 @@ impl<'r> Pass<'r> {
             return Err(Error::Samples { samples, images });
         }
         let each = like.elem_count() / images;
-        let values: Vec<f32> = self
-            .samples
-            .iter()
-            .flat_map(|&sample| draw(u64::from(sample), each))
-            .collect();
+        let mut values = vec![0f32; like.elem_count()];
+        let parts = values.par_chunks_mut(each.max(1)).zip(self.samples);
+        parts.for_each(|(to, &sample)| to.copy_from_slice(&draw(u64::from(sample), each)));
         let noise = Tensor::from_vec(values, like.shape(), like.device())?;
         Ok(noise.to_dtype(like.dtype())?)
     }

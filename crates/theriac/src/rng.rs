@@ -3,6 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
+use theriac_ops::network::Key;
 
 /// Random numbers as a function of (seed, purpose, sample, step).
 ///
@@ -47,6 +48,20 @@ impl Rng {
         (0..n).map(|_| StandardNormal.sample(&mut stream)).collect()
     }
 
+    /// `n` values from N(0, 1) by [`theriac_ops::normal`], other ones than [`Rng::normal`]'s and in
+    /// less than half of the time: for noise on every activation of every pass.
+    pub fn gaussian(&self, purpose: &str, sample: u64, n: usize) -> Vec<f32> {
+        let mut values = vec![0.0; n];
+        theriac_ops::normal(&self.key(purpose, sample), &mut values);
+        values
+    }
+
+    /// The key of a stream, for operations that draw [`Rng::gaussian`] themselves.
+    pub fn key(&self, purpose: &str, sample: u64) -> Key {
+        let words = [self.seed, fnv1a(purpose), sample, self.step];
+        std::array::from_fn(|i| (words[i / 2] >> (32 * (i % 2))) as u32)
+    }
+
     /// A whole number below `bound`, without bias; 0 when `bound` is 0.
     pub fn below(&self, purpose: &str, sample: u64, bound: u32) -> u32 {
         below(&mut self.stream(purpose, sample), bound)
@@ -64,8 +79,8 @@ impl Rng {
 
     fn stream(&self, purpose: &str, sample: u64) -> ChaCha8Rng {
         let mut key = [0u8; 32];
-        let words = [self.seed, fnv1a(purpose), sample, self.step];
-        for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
+        let words = self.key(purpose, sample);
+        for (bytes, word) in key.chunks_exact_mut(4).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         ChaCha8Rng::from_seed(key)
@@ -128,6 +143,24 @@ mod tests {
     fn a_longer_draw_continues_a_shorter_one() {
         let rng = Rng::new(1);
         assert_eq!(rng.normal("n", 0, 10)[..4], rng.normal("n", 0, 4));
+        assert_eq!(rng.gaussian("n", 0, 300)[..40], rng.gaussian("n", 0, 40));
+    }
+
+    #[test]
+    fn the_two_ways_to_a_normal_draw_share_no_numbers_and_have_one_key() {
+        let rng = Rng::new(5).at(3);
+        let (slow, fast) = (rng.normal("n", 2, 2000), rng.gaussian("n", 2, 2000));
+        let product = |(a, b): (&f32, &f32)| f64::from(a * b);
+        let correlation: f64 = slow.iter().zip(&fast).map(product).sum();
+        assert!((correlation / 2000.0).abs() < 0.1, "{correlation}");
+        for other in [
+            rng.at(4).gaussian("n", 2, 4),
+            rng.gaussian("m", 2, 4),
+            rng.gaussian("n", 3, 4),
+            Rng::new(6).at(3).gaussian("n", 2, 4),
+        ] {
+            assert_ne!(other, fast[..4]);
+        }
     }
 
     #[test]

@@ -68,6 +68,22 @@ pub enum Average {
     Logits,
 }
 
+impl Average {
+    /// Of logits (m, N, classes), as logits (N, classes).
+    pub(crate) fn of(self, logits: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Logits => logits.mean(0)?,
+            Self::Softmax => {
+                let each = log_softmax(logits)?;
+                let largest = each.max_keepdim(0)?.detach();
+                let sum = each.broadcast_sub(&largest)?.exp()?.sum(0)?;
+                let log_mean = sum.affine(1.0 / logits.dim(0)? as f64, 0.0)?.log()?;
+                (log_mean + largest.squeeze(0)?)?
+            }
+        })
+    }
+}
+
 /// A classifier behind a random transform, averaged over executions with independent draws.
 ///
 /// ```text
@@ -77,8 +93,8 @@ pub enum Average {
 /// ([`Average::Logits`]: the mean of the logits.) Execution j of image i is a function of (seed, i,
 /// j). Transformed copies go through the classifier together, `chunk` images at most unless one
 /// execution has more: that bounds memory, and no result depends on it. The classifier itself
-/// should draw no random numbers: copies of an image that go through it together share them. The
-/// meter counts every execution but the first, which whoever asks for logits counts.
+/// should draw no random numbers: copies of an image that go through it together share them
+/// ([`crate::Ensemble`] is for one that does). The meter counts every execution but the first, which whoever asks for logits counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Executions<C, T> {
     /// What sees the transformed images.
@@ -133,16 +149,7 @@ impl<C: Classifier, T: Transform> Classifier for Executions<C, T> {
             pass.meter.forward(pass.samples);
         }
         let logits = Tensor::cat(&all, 0)?;
-        Ok(match self.average {
-            Average::Logits => logits.mean(0)?,
-            Average::Softmax => {
-                let each = log_softmax(&logits)?;
-                let largest = each.max_keepdim(0)?.detach();
-                let sum = each.broadcast_sub(&largest)?.exp()?.sum(0)?;
-                let log_mean = sum.affine(1.0 / f64::from(self.executions), 0.0)?.log()?;
-                (log_mean + largest.squeeze(0)?)?
-            }
-        })
+        self.average.of(&logits)
     }
 
     fn classes(&self) -> usize {

@@ -10,6 +10,7 @@ mod conv;
 mod dense;
 mod elementwise;
 pub mod network;
+pub(crate) mod normal;
 pub(crate) mod peak;
 mod plane;
 mod pool;

@@ -11,6 +11,7 @@ use super::dense::{Dense, Pair, weight_grad};
 use super::elementwise::{
     Slopes, channel_sums, combine, fold, gate, grad_sums, pointwise, squares, sums,
 };
+use super::normal::{Key, Keys, perturb, perturb_sums};
 use super::plane::{Buffer, Plane, Room, Shelf};
 use super::pool::Windows;
 use super::products::{Finish, Packed};
@@ -78,6 +79,10 @@ pub enum Op {
         /// The other value.
         other: usize,
     },
+    /// `x + theta n`, n from N(0, 1) for each value: image i draws [`crate::normal`] of its key, in
+    /// the order of (channel, row, column). Parameter: theta, for each value, for each channel, or
+    /// one for all.
+    Noise,
 }
 
 /// One step: `op` on the value `input`. Value 0 is the image, value i + 1 is that of step i.
@@ -154,6 +159,7 @@ enum Kind {
     Linear,
     MaxPool(Windows),
     AvgPool(Windows),
+    Noise,
     /// Its own values are `scale x + shift`; both follow from the batch.
     BatchNorm(f64),
     /// Norm, addition, ReLU of their own.
@@ -189,6 +195,8 @@ struct Arranged {
     affine: Option<(Vec<f32>, Vec<f32>)>,
     /// Gamma and beta of a norm over the batch.
     norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// Of noise: theta of each value, and how many there were.
+    theta: (Vec<f32>, usize),
 }
 
 #[derive(Debug)]
@@ -236,6 +244,8 @@ struct Group {
     images: usize,
     values: Vec<Option<Buffer>>,
     winners: Vec<Vec<[u8; LANES]>>,
+    /// Of each node that adds noise.
+    keys: Vec<Option<Box<Keys>>>,
 }
 
 impl std::fmt::Debug for Group {
@@ -335,6 +345,7 @@ impl Network {
                     });
                 }
                 Op::Linear { .. } => node.kind = Kind::Linear,
+                Op::Noise => node.kind = Kind::Noise,
                 Op::GlobalAvgPool => {
                     let [_, rows, columns] = shapes[*input];
                     node.kind = Kind::AvgPool(Windows {
@@ -438,6 +449,9 @@ impl Network {
                 let beta = given("network: beta", bias, out.channels)?;
                 arranged.norm = Some((gamma.to_vec(), beta.to_vec()));
             }
+            if let Kind::Noise = node.kind {
+                arranged.theta = spread_theta(weight.unwrap_or_default(), &out)?;
+            }
             let scale = arranged.affine.as_ref().map(|(scale, _)| &scale[..]);
             let terms = node.offsets.len();
             if let Kind::Conv(_) | Kind::Linear = node.kind {
@@ -514,6 +528,22 @@ impl Network {
     /// If `prepared` is another network's, `images` is empty or no whole number of images, or a norm
     /// over the batch meets a single value in a channel.
     pub fn forward(&self, prepared: &Prepared, images: &[f32], keep: bool) -> Result<Output> {
+        self.forward_noisy(prepared, images, &[], keep)
+    }
+
+    /// [`Self::forward`] of a network with noise: `keys` has an entry for each step, and that of
+    /// [`Op::Noise`] one key for each image.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::forward`]; if a step with noise lacks a key.
+    pub fn forward_noisy(
+        &self,
+        prepared: &Prepared,
+        images: &[f32],
+        keys: &[Option<&[Key]>],
+        keep: bool,
+    ) -> Result<Output> {
         self.own("network: the prepared parameters", &prepared.shelf)?;
         let pixels = self.planes[0].pixels();
         let count = images.len() / pixels;
@@ -522,6 +552,15 @@ impl Network {
             .chunks(LANES * pixels)
             .map(|images| Group::new(images.len() / pixels, self.nodes.len()))
             .collect();
+        for (k, node) in self.nodes.iter().enumerate() {
+            if let Kind::Noise = node.kind {
+                let keys = keys.get(node.step).copied().flatten().unwrap_or_default();
+                check_len("network: keys of noise", keys, count)?;
+                for (group, keys) in groups.iter_mut().zip(keys.chunks(LANES)) {
+                    group.keys[k] = Some(Box::new(Keys::new(keys)));
+                }
+            }
+        }
         let mut moments: Vec<Option<Moments>> = vec![None; self.nodes.len()];
         // A norm over the batch and a fully connected layer wait for all groups; between two of them
         // each group runs alone.
@@ -677,6 +716,12 @@ impl Network {
                 Kind::AvgPool(windows) => {
                     windows.mean(self.level, (&plane, x), (&out_plane, &mut out));
                 }
+                Kind::Noise => {
+                    if let Some(keys) = &group.keys[k] {
+                        let theta = &arranged.theta.0;
+                        perturb(self.level, &out_plane, x, theta, keys, node.relu, &mut out);
+                    }
+                }
                 // A fully connected layer runs on all groups at once.
                 Kind::Linear | Kind::Pointwise | Kind::BatchNorm(_) => {
                     pointwise(self.level, &out_plane, x, &finish, &mut out);
@@ -811,6 +856,13 @@ impl Network {
         let computed = each(prepared.alone, wanted, |(k, node)| match node.kind {
             Kind::Conv(_) => total(done.iter().map(|done| &done.sums[k])),
             Kind::Linear => self.linear_grads(k, trace, &done),
+            Kind::Noise => {
+                let [whole, _] = total(done.iter().map(|done| &done.sums[k]));
+                [
+                    whole.map(|whole| gather_theta(&whole, prepared.nodes[k].theta.1)),
+                    None,
+                ]
+            }
             Kind::BatchNorm(_) => products[k].as_ref().map_or([None, None], NormSums::grads),
             _ => [None, None],
         });
@@ -876,6 +928,14 @@ impl Network {
         let node = &self.nodes[k];
         if let (Kind::Conv(conv), true) = (node.kind, want.parameters[node.step]) {
             done.sums[k] = self.conv_sums(k, conv, group, &grad);
+        }
+        if let (Kind::Noise, true, Some(keys)) =
+            (node.kind, want.parameters[node.step], &group.keys[k])
+        {
+            let plane = &self.planes[k + 1];
+            let mut sums = vec![0f32; plane.pixels()];
+            perturb_sums(self.level, plane, &grad, keys, &mut sums);
+            done.sums[k].weight = sums;
         }
         self.shelf.give(self.planes[k + 1], Some(grad));
     }
@@ -1116,6 +1176,7 @@ impl Group {
             images,
             values,
             winners: vec![Vec::new(); nodes],
+            keys: vec![None; nodes],
         }
     }
 }
@@ -1344,6 +1405,27 @@ fn given<'a>(what: &'static str, slice: Option<&'a [f32]>, len: usize) -> Result
     Ok(slice)
 }
 
+/// Theta of each value, from as many, one for each channel, or one; and how many there were.
+fn spread_theta(theta: &[f32], plane: &Plane) -> Result<(Vec<f32>, usize)> {
+    let pixels = plane.pixels();
+    let each = pixels / plane.channels;
+    let of = |i: usize| match theta.len() {
+        1 => theta[0],
+        count if count == pixels => theta[i],
+        _ => theta[i / each],
+    };
+    if ![1, plane.channels].contains(&theta.len()) {
+        check_len("network: theta", theta, pixels)?;
+    }
+    Ok(((0..pixels).map(of).collect(), theta.len()))
+}
+
+/// The gradient by `count` thetas from that by the theta of each value.
+fn gather_theta(whole: &[f32], count: usize) -> Vec<f32> {
+    let sum = |part: &[f32]| part.iter().map(|&g| f64::from(g)).sum::<f64>() as f32;
+    whole.chunks(whole.len() / count.max(1)).map(sum).collect()
+}
+
 /// Refuses values of which sixteen are more than a core's work should be.
 fn check_size(what: &'static str, shape: [usize; 3]) -> Result<()> {
     const MOST: usize = u32::MAX as usize / LANES;
@@ -1409,7 +1491,7 @@ fn shapes(image: [usize; 3], steps: &[Step]) -> Result<Vec<[usize; 3]>> {
             Op::Norm { eps } | Op::BatchNorm { eps } if !(eps > 0.0 && eps.is_finite()) => {
                 return Err(refuse("eps must be a positive number"));
             }
-            Op::Norm { .. } | Op::BatchNorm { .. } | Op::Relu => [c, h, w],
+            Op::Norm { .. } | Op::BatchNorm { .. } | Op::Relu | Op::Noise => [c, h, w],
             Op::GlobalAvgPool => [c, 1, 1],
             Op::Add { other } => {
                 if shapes.get(other) != Some(&[c, h, w]) {
@@ -1600,6 +1682,38 @@ mod tests {
                 step(Op::Linear { outputs: 10 }, 15),
             ],
         ));
+        // Noise on the image, before a ReLU behind a sum, on a value that is read twice, and last;
+        // thetas for all, for channels and for each value.
+        networks.push((
+            [3, 9, 7],
+            vec![
+                step(Op::Noise, 0),
+                conv(6, 3, 1, 1, 1),
+                step(BATCH_NORM, 2),
+                step(Op::Noise, 3),
+                step(Op::Relu, 4),
+                conv(6, 3, 1, 1, 5),
+                step(BATCH_NORM, 6),
+                step(Op::Add { other: 5 }, 7),
+                step(Op::Noise, 8),
+                step(Op::Relu, 9),
+                step(Op::Linear { outputs: 5 }, 10),
+                step(Op::Noise, 11),
+            ],
+        ));
+        networks.push((
+            [2, 6, 6],
+            vec![
+                conv(4, 3, 1, 1, 0),
+                step(Op::Noise, 1),
+                conv(4, 3, 1, 1, 2),
+                step(Op::Noise, 3),
+                step(Op::Add { other: 2 }, 4),
+                step(Op::Relu, 5),
+                max_pool(2, 2, 0, 6),
+                step(Op::Linear { outputs: 4 }, 7),
+            ],
+        ));
         if norms {
             // Residual blocks, one with a stride and a projection.
             networks.push((
@@ -1672,10 +1786,35 @@ mod tests {
                     let [gamma, beta, mean] = all;
                     [gamma, beta, mean, Some(var)]
                 }
+                Op::Noise => {
+                    let sizes = [1, c, c * h * w];
+                    [Some(small(seed, sizes[i % 3], 1)), None, None, None]
+                }
                 _ => [None, None, None, None],
             }
         });
         each.collect()
+    }
+
+    /// A key for each step and image, the first image having this number.
+    fn keys(steps: &[Step], first: usize, n: usize) -> Vec<Vec<Key>> {
+        let key =
+            |step: usize, image: usize| [step as u32, (first + image) as u32, 7, 0, 0, 1, 0, 2];
+        let of = |step: usize| (0..n).map(|image| key(step, image)).collect();
+        (0..steps.len()).map(of).collect()
+    }
+
+    fn forward(
+        network: &Network,
+        prepared: &Prepared,
+        x: &[f32],
+        first: usize,
+        keep: bool,
+    ) -> Output {
+        let n = x.len() / network.planes[0].pixels();
+        let keys = keys(&network.steps, first, n);
+        let keys: Vec<Option<&[Key]>> = keys.iter().map(|keys| Some(&keys[..])).collect();
+        network.forward_noisy(prepared, x, &keys, keep).unwrap()
     }
 
     fn borrowed(parameters: &[Owned]) -> Vec<Parameters<'_>> {
@@ -1744,6 +1883,15 @@ mod tests {
                 Statistics::fixed(&of(i, 2).unwrap(), &of(i, 3).unwrap(), eps).unwrap();
             (BatchNorm::new(full(s.input), eps).unwrap(), statistics)
         };
+        let noise = |i: usize| -> Vec<Vec<f64>> {
+            let pixels = shapes[steps[i].input].iter().product();
+            let draw = |key: &Key| {
+                let mut values = vec![0f32; pixels];
+                crate::normal(key, &mut values);
+                wide(&values)
+            };
+            keys(steps, 0, n)[i].iter().map(draw).collect()
+        };
         let mut values = vec![wide(x)];
         let mut winners = vec![Vec::new(); steps.len()];
         for (i, s) in steps.iter().enumerate() {
@@ -1771,6 +1919,14 @@ mod tests {
                 Op::BatchNorm { eps } => {
                     let (norm, statistics, g, b) = batch_norm(i, eps, s, input);
                     norm.forward(input, &g, &b, &statistics, &mut out).unwrap();
+                }
+                Op::Noise => {
+                    let (theta, n) = (of(i, 0).unwrap(), noise(i));
+                    let each = n[0].len() / theta.len();
+                    for (e, out) in out.iter_mut().enumerate() {
+                        let (image, pixel) = (e / n[0].len(), e % n[0].len());
+                        *out = input[e] + theta[pixel / each] * n[image][pixel];
+                    }
                 }
                 Op::Relu => crate::relu(input, &mut out).unwrap(),
                 Op::Add { other } => {
@@ -1844,6 +2000,16 @@ mod tests {
                     norm.train_grad(x, &g, &gamma, &statistics, grads).unwrap();
                     result[i] = [Some(gg), Some(gb)];
                 }
+                Op::Noise => {
+                    gx.copy_from_slice(&g);
+                    let (mut gt, n) = (vec![0.0; of(i, 0).unwrap().len()], noise(i));
+                    let each = n[0].len() / gt.len();
+                    for (e, g) in g.iter().enumerate() {
+                        let (image, pixel) = (e / n[0].len(), e % n[0].len());
+                        gt[pixel / each] += g * n[image][pixel];
+                    }
+                    result[i] = [Some(gt), None];
+                }
                 Op::Relu => crate::relu_grad(x, &g, &mut gx).unwrap(),
                 Op::Add { other } => {
                     gx.copy_from_slice(&g);
@@ -1875,10 +2041,21 @@ mod tests {
 
     /// Result, gradient by the images, gradients by the parameters.
     fn run(network: &Network, parameters: &[Owned], x: &[f32], grad: &[f32]) -> Vec<Vec<f32>> {
+        run_from(0, network, parameters, x, grad)
+    }
+
+    /// [`run`] of images that are numbered from `first` on.
+    fn run_from(
+        first: usize,
+        network: &Network,
+        parameters: &[Owned],
+        x: &[f32],
+        grad: &[f32],
+    ) -> Vec<Vec<f32>> {
         let prepared = network.prepare(&borrowed(parameters), true).unwrap();
         let Output {
             values: out, trace, ..
-        } = network.forward(&prepared, x, true).unwrap();
+        } = forward(network, &prepared, x, first, true);
         let want = everything(network, true);
         let grads = network
             .backward(&prepared, &trace.unwrap(), grad, &want)
@@ -1934,7 +2111,7 @@ mod tests {
                 let prepared = network.prepare(&borrowed(&parameters), false).unwrap();
                 let Output {
                     values: out, trace, ..
-                } = network.forward(&prepared, &x, false).unwrap();
+                } = forward(&network, &prepared, &x, 0, false);
                 assert!(trace.is_none());
                 assert_same_bits(&out, &run(&network, &parameters, &x, &grad)[0]);
             }
@@ -1967,7 +2144,7 @@ mod tests {
             same_for_threads(|| run(&network, &parameters, &x, &grad).concat());
             let all = run(&network, &parameters, &x, &grad);
             let alone = network.prepare_alone(&borrowed(&parameters), true).unwrap();
-            let out = network.forward(&alone, &x, true).unwrap();
+            let out = forward(&network, &alone, &x, 0, true);
             let (trace, want) = (out.trace.unwrap(), everything(&network, true));
             let grads = network.backward(&alone, &trace, &grad, &want).unwrap();
             assert_same_bits(&out.values, &all[0]);
@@ -1977,7 +2154,7 @@ mod tests {
             }
             for (first, count) in [(0, 1), (3, 17), (39, 1)] {
                 let cut = |v: &[f32]| v[first * v.len() / 40..][..count * v.len() / 40].to_vec();
-                let part = run(&network, &parameters, &cut(&x), &cut(&grad));
+                let part = run_from(first, &network, &parameters, &cut(&x), &cut(&grad));
                 assert_same_bits(&part[0], &cut(&all[0]));
                 assert_same_bits(&part[1], &cut(&all[1]));
             }
@@ -2043,5 +2220,16 @@ mod tests {
         let prepared = network.prepare(&[weight], true).unwrap();
         assert!(network.forward(&prepared, &[], false).is_err());
         assert!(network.forward(&prepared, &[0.0; 20], false).is_err());
+        let network = Network::new([2, 4, 4], &[step(Op::Noise, 0)]).unwrap();
+        let theta = |n| vec![[Some(vec![0f32; n]), None, None, None]];
+        let prepared = |n| network.prepare(&borrowed(&theta(n)), true);
+        assert!(prepared(3).unwrap_err().to_string().contains("theta"));
+        let text = |keys: &[Option<&[Key]>]| {
+            let prepared = prepared(2).unwrap();
+            let out = network.forward_noisy(&prepared, &[0.0; 64], keys, false);
+            out.unwrap_err().to_string()
+        };
+        assert!(text(&[]).contains("keys"));
+        assert!(text(&[Some(&[[0; 8]])]).contains("keys"));
     }
 }

@@ -19,7 +19,7 @@ impl Network {
     /// Counts for `image`, (1, C, H, W). A convolution or fully connected layer multiplies and adds
     /// once for each weight and result, its bias adds once; its backward pass does so for the
     /// weights and once more for the input, unless that is the image. A norm multiplies and adds
-    /// once for each value, pools once for each value they read, ReLUs and sums once for each result;
+    /// once for each value, so does noise (its draw is not counted), pools once for each value they read, ReLUs and sums once for each result;
     /// their backward passes as often. Losses and optimisers are not counted.
     ///
     /// # Errors
@@ -35,21 +35,31 @@ impl Network {
                 Kind::Layer(layer) => {
                     let form = layer.form(pass)?;
                     let form = form.ok_or_else(|| unknown("a layer without a form"))?;
-                    let [weight, bias, ..] = &form.parameters;
-                    match (&form.op, weight) {
-                        (None, _) => Operations::default(),
-                        (Some(Op::Conv { .. } | Op::Linear { .. }), Some(weight)) => {
-                            let outputs = weight.dim(0)?.max(1);
-                            let once = 2 * result * (weight.elem_count() / outputs) as u64;
-                            let bias = bias.as_ref().map_or(0, |_| result);
-                            let input = if step.input.0 == 0 { 0 } else { once };
-                            Operations {
-                                forward: once + bias,
-                                backward: once + input + bias,
+                    let mut sum = Operations::default();
+                    // Noise in front of a convolution has the size of what that reads.
+                    let mut noisy = true;
+                    for form in form.each() {
+                        let [weight, bias, ..] = &form.parameters;
+                        let own = match (&form.op, weight) {
+                            (None, _) => Operations::default(),
+                            (Some(Op::Conv { .. } | Op::Linear { .. }), Some(weight)) => {
+                                noisy = false;
+                                let outputs = weight.dim(0)?.max(1);
+                                let once = 2 * result * (weight.elem_count() / outputs) as u64;
+                                let bias = bias.as_ref().map_or(0, |_| result);
+                                let input = if step.input.0 == 0 { 0 } else { once };
+                                Operations {
+                                    forward: once + bias,
+                                    backward: once + input + bias,
+                                }
                             }
-                        }
-                        _ => even(2 * result),
+                            (Some(Op::Noise), _) if noisy => even(2 * read),
+                            _ => even(2 * result),
+                        };
+                        sum.forward += own.forward;
+                        sum.backward += own.backward;
                     }
+                    sum
                 }
                 Kind::Flatten => Operations::default(),
                 Kind::MaxPool(_) | Kind::AvgPool(_) | Kind::GlobalAvgPool => even(read),
