@@ -119,7 +119,10 @@ impl Tally {
                 remedy: "add tallies of one data set",
             });
         }
-        let pairs = [(&mut self.tried, &other.tried), (&mut self.ended, &other.ended)];
+        let pairs = [
+            (&mut self.tried, &other.tried),
+            (&mut self.ended, &other.ended),
+        ];
         for (mine, others) in pairs {
             for (mine, others) in mine.iter_mut().flatten().zip(others.iter().flatten()) {
                 *mine += others;

@@ -37,7 +37,11 @@ impl Deltas {
             return Err(Error::Shape {
                 what: "perturbations",
                 got: moved.tensor().dims().to_vec(),
-                expected: format!("{} images of {:?}, as all others", samples.len(), &dims[1..]),
+                expected: format!(
+                    "{} images of {:?}, as all others",
+                    samples.len(),
+                    &dims[1..]
+                ),
             });
         }
         let twice = |id: &&u32| self.position.contains_key(id);
@@ -85,7 +89,11 @@ impl Deltas {
             })?;
             let unit = self.sizes[at] / STEPS;
             let levels = &self.levels[at * volume..(at + 1) * volume];
-            values.extend(levels.iter().map(|&level| (f32::from(level) - MIDDLE) * unit));
+            values.extend(
+                levels
+                    .iter()
+                    .map(|&level| (f32::from(level) - MIDDLE) * unit),
+            );
         }
         let x = clean.tensor();
         let delta = Tensor::from_vec(values, x.shape(), x.device())?.to_dtype(x.dtype())?;
@@ -119,7 +127,11 @@ impl Deltas {
             });
         }
         let volume: usize = self.shape.iter().product();
-        let rows = other.ids.iter().zip(&other.sizes).zip(other.levels.chunks(volume));
+        let rows = other
+            .ids
+            .iter()
+            .zip(&other.sizes)
+            .zip(other.levels.chunks(volume));
         for ((&id, &size), levels) in rows {
             if self.position.insert(id, self.ids.len()).is_some() {
                 return Err(Error::Setting {
@@ -152,7 +164,9 @@ impl Deltas {
             ("sizes", Tensor::from_slice(&self.sizes, n, cpu)?),
             ("levels", Tensor::from_slice(&self.levels, shape, cpu)?),
         ];
-        let entries = entries.iter().map(|(name, t)| Entry::tensor((*name).to_owned(), t));
+        let entries = entries
+            .iter()
+            .map(|(name, t)| Entry::tensor((*name).to_owned(), t));
         let entries = entries.collect::<Result<Vec<_>, _>>()?;
         Ok(write(path, entries, &BTreeMap::new())?)
     }
@@ -210,19 +224,33 @@ mod tests {
         deltas.keep(&clean, &moved, &[7, 3, 9, 1]).unwrap();
         assert_eq!(deltas.len(), 4);
         let back = deltas.moved(&clean, &[7, 3, 9, 1], 1.0).unwrap();
-        let rows = values(&clean).into_iter().zip(values(&moved)).zip(values(&back));
+        let rows = values(&clean)
+            .into_iter()
+            .zip(values(&moved))
+            .zip(values(&back));
         for (row, ((c, m), b)) in rows.enumerate() {
             let size = deltas.sizes[row / 12];
-            assert!((m - b).abs() <= size / 254.0 + 1e-6, "{c}: {m} came back as {b}");
+            assert!(
+                (m - b).abs() <= size / 254.0 + 1e-6,
+                "{c}: {m} came back as {b}"
+            );
         }
         // Nothing, part and all of it; ids in another order.
-        assert_eq!(values(&deltas.moved(&clean, &[7, 3, 9, 1], 0.0).unwrap()), values(&clean));
+        assert_eq!(
+            values(&deltas.moved(&clean, &[7, 3, 9, 1], 0.0).unwrap()),
+            values(&clean)
+        );
         let half = deltas.moved(&clean, &[7, 3, 9, 1], 0.5).unwrap();
-        let all = values(&clean).into_iter().zip(values(&half)).zip(values(&back));
+        let all = values(&clean)
+            .into_iter()
+            .zip(values(&half))
+            .zip(values(&back));
         for ((c, h), b) in all {
             assert!((h - (c + b) / 2.0).abs() < 1e-6);
         }
-        let one = deltas.moved(&clean.narrow(2, 1).unwrap(), &[9], 1.0).unwrap();
+        let one = deltas
+            .moved(&clean.narrow(2, 1).unwrap(), &[9], 1.0)
+            .unwrap();
         assert_eq!(values(&one), values(&back)[24..36]);
     }
 
@@ -252,7 +280,10 @@ mod tests {
         let text = |result: Result<Pixels>| result.unwrap_err().to_string();
         assert!(text(deltas.moved(&clean, &[7, 4], 1.0)).contains("sample = 4"));
         assert!(text(deltas.moved(&clean, &[7, 3], 1.5)).contains("phi"));
-        let twice = deltas.keep(&clean, &moved, &[3, 4]).unwrap_err().to_string();
+        let twice = deltas
+            .keep(&clean, &moved, &[3, 4])
+            .unwrap_err()
+            .to_string();
         assert!(twice.contains("sample = 3"), "{twice}");
         assert!(deltas.keep(&clean, &images("b", 3), &[5, 6]).is_err());
         assert!(deltas.add(deltas.clone()).is_err());

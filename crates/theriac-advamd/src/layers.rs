@@ -1,8 +1,8 @@
 //! Norms in two banks.
 
+use candle_core::Tensor;
 use theriac::{Bank, Error, Pass, Result};
 use theriac_nn::{Form, Layer, Layers, Moments, Plain, VarBuilder};
-use candle_core::Tensor;
 
 /// The bank that adversarial images go through; the ordinary one is [`Bank`] 0.
 pub const AUXILIARY: Bank = Bank(1);

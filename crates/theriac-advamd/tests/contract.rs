@@ -24,13 +24,18 @@ fn network() -> Twin<Network> {
     let params = Params::new(0, DType::F32, &Device::Cpu);
     let twin = Twin::build(&params, |vb| resnet_v1(&TwoBanks, vb, 8, 16, 10)).unwrap();
     let (batch, run) = (batch(), Run::new(0, &Device::Cpu));
-    twin.live.logits(&batch.pixels, &run.train(&batch.samples)).unwrap();
+    twin.live
+        .logits(&batch.pixels, &run.train(&batch.samples))
+        .unwrap();
     TwoBanks::copy(&params).unwrap();
     twin
 }
 
 fn deltas(twin: &Twin<Network>, batch: &Batch<Labels>, eps: &str) -> Deltas {
-    let (run, budget) = (Run::new(0, &Device::Cpu), Budget::linf(eps.parse().unwrap()).unwrap());
+    let (run, budget) = (
+        Run::new(0, &Device::Cpu),
+        Budget::linf(eps.parse().unwrap()).unwrap(),
+    );
     let pass = run.eval(&batch.samples);
     let aim = Aim::Away(&batch.target);
     let moved = craft(&Fgsm { budget }, &twin.frozen, &batch.pixels, aim, &pass).unwrap();
@@ -71,7 +76,10 @@ fn the_three_losses_coincide_without_perturbation() {
     let deltas = deltas(&twin, &batch, "0");
     let each = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
     let each = each.map(|weights| loss(&mut method(only(weights), deltas.clone()), &twin, &batch));
-    assert!((each[0] - each[1]).abs() < 1e-6 && (each[0] - each[2]).abs() < 1e-6, "{each:?}");
+    assert!(
+        (each[0] - each[1]).abs() < 1e-6 && (each[0] - each[2]).abs() < 1e-6,
+        "{each:?}"
+    );
     let all = loss(&mut method(Settings::default(), deltas), &twin, &batch);
     assert!((all - 3.0 * each[0]).abs() < 1e-5);
 }
@@ -137,7 +145,9 @@ fn each_bank_sees_its_own_images() {
         let before = [statistics(&twin, false), statistics(&twin, true)];
         let run = Run::new(0, &Device::Cpu);
         let pass = run.train(&batch.samples);
-        method(only(weights), deltas.clone()).loss(&twin, &batch, &pass).unwrap();
+        method(only(weights), deltas.clone())
+            .loss(&twin, &batch, &pass)
+            .unwrap();
         let after = [statistics(&twin, false), statistics(&twin, true)];
         assert_eq!(before[0] != after[0], main, "{weights:?}");
         assert_eq!(before[1] != after[1], auxiliary, "{weights:?}");
@@ -166,7 +176,10 @@ fn the_first_bank_is_the_plain_network_and_others_are_refused() {
     }
     let pass = run.eval(&batch.samples);
     let host = |net: &Network, pass: &Pass<'_>| {
-        net.logits(&batch.pixels, pass).unwrap().to_vec2::<f32>().unwrap()
+        net.logits(&batch.pixels, pass)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap()
     };
     let expected = host(&net, &pass);
     assert_eq!(host(&twin.frozen, &pass), expected);
@@ -175,7 +188,11 @@ fn the_first_bank_is_the_plain_network_and_others_are_refused() {
         ..pass
     };
     assert_eq!(host(&twin.frozen, &bank(1)), expected, "a copy");
-    let error = twin.frozen.logits(&batch.pixels, &bank(2)).unwrap_err().to_string();
+    let error = twin
+        .frozen
+        .logits(&batch.pixels, &bank(2))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("bank"), "{error}");
     let error = TwoBanks::copy(&plain).unwrap_err().to_string();
     assert!(error.contains("TwoBanks"), "{error}");
@@ -193,7 +210,10 @@ fn a_loss_is_weighted_by_its_class() {
     for ((w, p), label) in weighted.iter().zip(plain).zip(y.to_vec().unwrap()) {
         assert!((w - p * label as f32 / 10.0).abs() < 1e-5);
     }
-    let few = twin.live.weighted_loss(x, y, &coefficients[..2], &pass).unwrap_err();
+    let few = twin
+        .live
+        .weighted_loss(x, y, &coefficients[..2], &pass)
+        .unwrap_err();
     assert!(few.to_string().contains("coefficients"), "{few}");
 }
 
@@ -207,15 +227,30 @@ fn the_control_is_ordinary_training() {
     assert!((control - value(&Clean.loss(&twin, &batch, &pass).unwrap())).abs() < 1e-6);
     // A perturbation of nothing, augmented: the same images three times.
     let mut still = Deltas::default();
-    still.keep(&batch.pixels, &batch.pixels, &batch.samples).unwrap();
+    still
+        .keep(&batch.pixels, &batch.pixels, &batch.samples)
+        .unwrap();
     let mut moved = AdvAmd {
         augment: Augment::CIFAR,
         ..method(Settings::default(), still)
     };
-    let expected = Augment::CIFAR.apply(&batch.pixels, &batch.samples, pass.rng).unwrap();
+    let expected = Augment::CIFAR
+        .apply(&batch.pixels, &batch.samples, pass.rng)
+        .unwrap();
     assert_ne!(
-        expected.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap(),
-        batch.pixels.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        expected
+            .tensor()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap(),
+        batch
+            .pixels
+            .tensor()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
     );
     let on = |x: &Pixels| theriac::Model::loss(&twin.live, x, &batch.target, &pass).unwrap();
     let expected = value(&on(&expected).mean_all().unwrap());

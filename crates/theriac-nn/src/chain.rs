@@ -34,7 +34,8 @@ impl Layer for Chain {
         Ok(Some(whole))
     }
 
-    fn observe(&self, moments: &Moments) -> Result<()> {
-        self.0.iter().try_for_each(|layer| layer.observe(moments))
+    fn observe(&self, moments: &Moments, pass: &Pass<'_>) -> Result<()> {
+        let mut layers = self.0.iter();
+        layers.try_for_each(|layer| layer.observe(moments, pass))
     }
 }

@@ -27,7 +27,7 @@ pub trait Layer: Send + Sync {
     ///
     /// # Errors
     /// When running statistics cannot be updated.
-    fn observe(&self, _: &Moments) -> Result<()> {
+    fn observe(&self, _: &Moments, _: &Pass<'_>) -> Result<()> {
         Ok(())
     }
 }

@@ -30,5 +30,7 @@ pub use saved::{Entry, Saved, write};
 pub use twin::Twin;
 pub use weights::Affine;
 
+pub use theriac_ops::network::Moments;
+
 /// candle's path-based access to parameters, as [`Params`] hands it to constructors.
 pub type VarBuilder = candle_nn::VarBuilder<'static>;

@@ -301,7 +301,7 @@ impl Network {
         let (y, moments) = tape.forward_noisy(&prepared, x, &parameters, &keys)?;
         for (i, moments) in from.into_iter().zip(moments) {
             if let (Kind::Layer(layer), Some(moments)) = (&self.steps[i].kind, moments) {
-                layer.observe(&moments)?;
+                layer.observe(&moments, pass)?;
             }
         }
         Ok(y)

@@ -111,7 +111,7 @@ impl Layer for BatchNorm {
             }
             Mode::Train => {
                 let (y, mean, var) = batch_norm_train(x, &weight, &bias, self.eps)?;
-                self.observe(&Moments { mean, var })?;
+                self.observe(&Moments { mean, var }, pass)?;
                 Ok(y)
             }
         }
@@ -136,7 +136,7 @@ impl Layer for BatchNorm {
         Ok(Some(self.weights.form(op, parameters)))
     }
 
-    fn observe(&self, batch: &Moments) -> Result<()> {
+    fn observe(&self, batch: &Moments, _: &Pass<'_>) -> Result<()> {
         let pairs = [
             (&self.running_mean, &batch.mean),
             (&self.running_var, &batch.var),
