@@ -59,11 +59,14 @@ impl Theta {
         let Some(tau) = inner.settings.tau(inner.epoch) else {
             return Ok(());
         };
-        let rate = match inner.settings.reg_lr {
-            RegRate::Lr => rate,
-            RegRate::One => 1.0,
+        // The momentum may hold gradients of the loss, which have the rate either way.
+        let share = match inner.settings.reg_lr {
+            RegRate::Lr => 1.0,
+            RegRate::One if rate == 0.0 => return Ok(()),
+            RegRate::One => 1.0 / rate,
         };
-        let grads = regulariser(&inner.settings, &inner.variables, tau)?.backward()?;
+        let loss = (regulariser(&inner.settings, &inner.variables, tau)? * share)?;
+        let grads = loss.backward()?;
         let sgd = inner.own.as_mut().unwrap_or(&mut inner.sgd);
         sgd.step(&inner.variables, &grads, rate)
     }

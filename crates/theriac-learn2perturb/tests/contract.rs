@@ -305,6 +305,33 @@ fn theta_falls_with_the_loss_and_no_lower_than_its_minimum() {
     }
 }
 
+/// Without the learning rate, gamma does what gamma / rate does with it, momentum included.
+#[test]
+fn the_rate_of_the_regulariser_is_a_factor_of_gamma() {
+    for theta_update in [ThetaUpdate::TwoStep, ThetaUpdate::Alg1] {
+        let with = |reg_lr, gamma| {
+            let method = Learn2Perturb {
+                reg_lr,
+                gamma,
+                theta_update,
+                noise_delay: 0,
+                adv_delay: usize::MAX,
+                ..Learn2Perturb::default()
+            };
+            let [plain, twin] = twins(&method);
+            let (mut objective, mut groups) =
+                method.training(plain, pgd(), sgd(), sgd(), rate()).unwrap();
+            train(&twin, &mut objective, &mut groups, 1);
+            values(&method.thetas(&twin.params).unwrap())
+        };
+        let (one, lr) = (with(RegRate::One, 1e-4), with(RegRate::Lr, 1e-4 / RATE));
+        for (a, b) in one.iter().zip(&lr) {
+            assert!((a - b).abs() < 1e-5, "{theta_update:?}: {a} against {b}");
+        }
+        assert!(with(RegRate::Lr, 1e-4) != lr);
+    }
+}
+
 /// Two images of one content: different noise each, or one for the batch.
 #[test]
 fn images_have_noise_of_their_own_or_share_it() {
