@@ -642,7 +642,9 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("unknown paper \"epochwize\"; known: bpn, counteract, epochwise"),
+            error.contains(
+                "unknown paper \"epochwize\"; known: bpn, counteract, epochwise, learn2perturb"
+            ),
             "{error}"
         );
         let error = choose(&all, &options(&["epochwise", "table7"]))
