@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
-use theriac::{Batch, Budget, Eps, Labels, Mode, Pass, Result, Run};
+use theriac::{Aim, Batch, Budget, Eps, Labels, Pass, Result, Run, craft};
 use theriac_advbnn::AdvBnn;
-use theriac_adversarial::AdversarialTraining;
 use theriac_attacks::{Pgd, Start};
 use theriac_data::{Augment, Loader, Order, Partial};
 use theriac_datasets::Split;
@@ -287,16 +286,11 @@ impl Recipe {
         let all = |rule| {
             Ok::<_, theriac::Error>(vec![Group::new(params.trainable(), rule, rate.clone())?])
         };
-        let halves = AdversarialTraining {
+        let delayed = Halves {
             attack,
-            clean_weight: 0.5,
             label: self.label,
-            mode: Mode::Eval,
-        };
-        let delayed = Delayed {
-            epochs: self.delay,
+            delay: self.delay,
             epoch: 0,
-            then: halves,
         };
         Ok(match self.method {
             Method::None | Method::Rse => (Box::new(Clean), all(rule)?),
@@ -362,28 +356,40 @@ impl Recipe {
     }
 }
 
-/// Clean images first, then another objective.
-struct Delayed<O> {
-    epochs: usize,
+/// PGD training as in PNI's code: half of the loss is that of clean images, half that of adversarial
+/// ones, each in a pass of its own, so that each has its own statistics of batch norms.
+struct Halves {
+    attack: Pgd,
+    label: LabelSource,
+    /// Epochs on clean images alone.
+    delay: usize,
     epoch: usize,
-    then: O,
 }
 
-impl<O: Objective<Normalised>> Objective<Normalised> for Delayed<O> {
+impl Objective<Normalised> for Halves {
     fn loss(
         &mut self,
         twin: &Twin<Normalised>,
         batch: &Batch<Labels>,
         pass: &Pass<'_>,
-    ) -> Result<candle_core::Tensor> {
-        match self.epoch < self.epochs {
-            true => Clean.loss(twin, batch, pass),
-            false => self.then.loss(twin, batch, pass),
+    ) -> Result<Tensor> {
+        let clean = Clean.loss(twin, batch, pass)?;
+        if self.epoch < self.delay {
+            return Ok(clean);
         }
+        let crafting = pass.eval().fork(1);
+        let labels = self.label.labels(&twin.frozen, batch, &crafting)?;
+        let aim = Aim::Away(&labels);
+        let moved = Batch {
+            pixels: craft(&self.attack, &twin.frozen, &batch.pixels, aim, &crafting)?,
+            ..batch.clone()
+        };
+        let moved = Clean.loss(twin, &moved, &pass.fork(2))?;
+        Ok(((clean + moved)? * 0.5)?)
     }
 
     fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
         self.epoch = epoch;
-        self.then.begin_epoch(epoch)
+        Ok(())
     }
 }
