@@ -283,11 +283,12 @@ mod tests {
         filter: Filter::Bilinear,
     };
 
-    /// Pixel (x, y) of every picture; `shift` tells pictures apart.
+    /// Waves, as smooth as photographs are; `shift` tells pictures apart.
     fn picture(width: u32, height: u32, shift: u32) -> RgbImage {
+        let wave = |at: u32, length: u32| (2 * (at % length)).abs_diff(length);
         RgbImage::from_fn(width, height, |x, y| {
-            let at = |c: u32| ((x * 7 + y * 13 + c * 50 + shift * 29 + x * y) % 256) as u8;
-            image::Rgb([at(0), at(1), at(2)])
+            let at = |c: u32| 20 + wave(3 * x + 11 * c + 7 * shift, 64) + wave(5 * y + 3 * c, 96);
+            image::Rgb([at(0), at(1), at(2)].map(|level| level as u8))
         })
     }
 

@@ -12,9 +12,14 @@ from PIL import Image
 here = pathlib.Path(__file__).parent
 
 
+def wave(at, length):
+    return abs(2 * (at % length) - length)
+
+
 def picture(width, height, shift):
     y, x, c = numpy.meshgrid(range(height), range(width), range(3), indexing="ij")
-    return Image.fromarray(((x * 7 + y * 13 + c * 50 + shift * 29 + x * y) % 256).astype(numpy.uint8))
+    levels = 20 + wave(3 * x + 11 * c + 7 * shift, 64) + wave(5 * y + 3 * c, 96)
+    return Image.fromarray(levels.astype(numpy.uint8))
 
 
 def prepared(image, filter):
