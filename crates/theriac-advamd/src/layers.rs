@@ -13,8 +13,18 @@ pub const AUXILIARY: Bank = Bank(1);
 /// Xie, Tan, Gong, Wang, Yuille & Le, "Adversarial examples improve image recognition", CVPR 2020.
 /// A network so built holds the parameters of the plain one under their names;
 /// [`TwoBanks::copy`] starts the auxiliary bank from it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TwoBanks;
+#[derive(Clone, Copy, Debug)]
+pub struct TwoBanks {
+    /// Layer norms twice as well, for networks without batch norms: the paper has DeiT among its
+    /// networks and does not say what is auxiliary there.
+    pub layer_norms: bool,
+}
+
+impl Default for TwoBanks {
+    fn default() -> Self {
+        Self { layer_norms: true }
+    }
+}
 
 /// Name of the auxiliary norm below the ordinary one.
 const NAME: &str = "auxiliary";
@@ -60,6 +70,16 @@ impl Layers for TwoBanks {
         Ok(Box::new(Banks {
             main: Plain.norm(channels, vb.clone())?,
             auxiliary: Plain.norm(channels, vb.pp(NAME))?,
+        }))
+    }
+
+    fn layer_norm(&self, width: usize, eps: f64, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        if !self.layer_norms {
+            return Plain.layer_norm(width, eps, vb);
+        }
+        Ok(Box::new(Banks {
+            main: Plain.layer_norm(width, eps, vb.clone())?,
+            auxiliary: Plain.layer_norm(width, eps, vb.pp(NAME))?,
         }))
     }
 }

@@ -22,7 +22,7 @@ fn batch() -> Batch<Labels> {
 /// With statistics that are not the initial ones, in both banks.
 fn network() -> Twin<Network> {
     let params = Params::new(0, DType::F32, &Device::Cpu);
-    let twin = Twin::build(&params, |vb| resnet_v1(&TwoBanks, vb, 8, 16, 10)).unwrap();
+    let twin = Twin::build(&params, |vb| resnet_v1(&TwoBanks::default(), vb, 8, 16, 10)).unwrap();
     let (batch, run) = (batch(), Run::new(0, &Device::Cpu));
     twin.live
         .logits(&batch.pixels, &run.train(&batch.samples))

@@ -2,6 +2,7 @@
 
 mod advertorch;
 mod atda_cnn;
+mod deit;
 mod lenet;
 mod resnet;
 mod resnext;
@@ -11,6 +12,7 @@ mod wide_resnet;
 
 pub use advertorch::advertorch_lenet;
 pub use atda_cnn::atda_cnn;
+pub use deit::Transformer;
 pub use lenet::lenet;
 pub use resnet::{
     bottleneck_resnet, resnet_v1, resnet18, resnet18_cifar, resnet18_fc3, resnet34, resnet50,

@@ -5,8 +5,9 @@ use theriac::Result;
 use theriac_nn::{Layers, Network, VarBuilder};
 
 use crate::{
-    advertorch_lenet, atda_cnn, bottleneck_resnet, lenet, resnet_v1, resnet18, resnet18_cifar,
-    resnet18_fc3, resnet34, resnet50, resnet50_cifar, resnext29, vgg16, wide_resnet,
+    Transformer, advertorch_lenet, atda_cnn, bottleneck_resnet, lenet, resnet_v1, resnet18,
+    resnet18_cifar, resnet18_fc3, resnet34, resnet50, resnet50_cifar, resnext29, vgg16,
+    wide_resnet,
 };
 
 /// A network as it stands in TOML: `{ kind = "lenet" }`,
@@ -84,6 +85,26 @@ pub enum Spec {
         /// Number of classes.
         classes: usize,
     },
+    /// [`Transformer::tiny`].
+    DeitTiny {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`Transformer::small`].
+    DeitSmall {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`Transformer::base`].
+    DeitBase {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`Transformer::cifar`].
+    DeitCifar {
+        /// Number of classes.
+        classes: usize,
+    },
     /// [`resnet18_fc3`].
     Resnet18Fc3 {
         /// Pixels on a side of an image.
@@ -131,6 +152,10 @@ impl Spec {
             Self::Resnet18 { classes } => resnet18(layers, vb, classes),
             Self::Resnet34 { classes } => resnet34(layers, vb, classes),
             Self::Resnet50 { classes } => resnet50(layers, vb, classes),
+            Self::DeitTiny { classes } => Transformer::tiny(classes).build(layers, vb),
+            Self::DeitSmall { classes } => Transformer::small(classes).build(layers, vb),
+            Self::DeitBase { classes } => Transformer::base(classes).build(layers, vb),
+            Self::DeitCifar { classes } => Transformer::cifar(classes).build(layers, vb),
             Self::Resnet18Fc3 {
                 side,
                 hidden,
@@ -198,6 +223,10 @@ mod tests {
                     width: 64,
                     classes: 10,
                 },
+            ),
+            (
+                "kind = \"deit-cifar\"\nclasses = 10",
+                Spec::DeitCifar { classes: 10 },
             ),
             (
                 "kind = \"resnet50\"\nclasses = 1000",

@@ -15,6 +15,8 @@ pub enum Init {
     Glorot,
     /// He et al. 2015, fan out: N(0, 2 / fan_out); bias 0. The usual choice for residual networks.
     He,
+    /// N(0, 0.02^2), bias 0: transformers.
+    Small,
 }
 
 impl Init {
@@ -22,6 +24,10 @@ impl Init {
         match self {
             Self::Torch => uniform(1.0 / (fan_in as f64).sqrt()),
             Self::Glorot => uniform((6.0 / (fan_in + fan_out) as f64).sqrt()),
+            Self::Small => candle_nn::Init::Randn {
+                mean: 0.0,
+                stdev: 0.02,
+            },
             Self::He => candle_nn::Init::Randn {
                 mean: 0.0,
                 stdev: (2.0 / fan_out as f64).sqrt(),
@@ -32,7 +38,7 @@ impl Init {
     pub(crate) fn bias(self, fan_in: usize) -> candle_nn::Init {
         match self {
             Self::Torch => uniform(1.0 / (fan_in as f64).sqrt()),
-            Self::Glorot | Self::He => candle_nn::init::ZERO,
+            Self::Glorot | Self::He | Self::Small => candle_nn::init::ZERO,
         }
     }
 }

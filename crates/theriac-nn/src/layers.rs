@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use theriac::{Pass, Result};
 use theriac_ops::network::Moments;
 
-use crate::{BatchNorm, Conv, Form, Linear, VarBuilder};
+use crate::{BatchNorm, Conv, Form, LayerNorm, Linear, VarBuilder};
 
 /// One layer of a network.
 pub trait Layer: Send + Sync {
@@ -68,6 +68,14 @@ pub trait Layers {
     /// When a parameter exists with another shape.
     fn norm(&self, channels: usize, vb: VarBuilder) -> Result<Box<dyn Layer>> {
         Ok(Box::new(BatchNorm::new(channels, vb)?))
+    }
+
+    /// A layer norm over the last dimension.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    fn layer_norm(&self, width: usize, eps: f64, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        Ok(Box::new(LayerNorm::new(width, eps, vb)?))
     }
 
     /// A place where an activation of shape (C, H, W) may be perturbed: the identity here.
