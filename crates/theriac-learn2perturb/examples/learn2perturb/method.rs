@@ -36,6 +36,7 @@ pub(crate) enum Method {
     /// Theta by the regulariser alone.
     #[serde(rename = "learn2perturb-r")]
     Learn2PerturbR,
+    #[serde(rename = "learn2perturb")]
     Learn2Perturb,
 }
 
