@@ -195,7 +195,7 @@ impl<'a> Work<'a> {
     }
 
     /// How far gradients of one image by several draws are from each other: the mean over images of
-    /// the deviation over the norm of the mean. With copies of one draw there is none.
+    /// the deviation over the norm of the mean.
     fn spread(&self, run: &Run) -> Result<Measured, BoxError> {
         const DRAWN: u64 = 30;
         let mut total = 0.0;
@@ -203,13 +203,6 @@ impl<'a> Work<'a> {
             let batch = batch?;
             let pass = run.eval(&batch.samples);
             let slopes = |draw: u64| {
-                // Copies of an image in one batch share their noise where it is the batch's; here they
-                // share the key of the draw.
-                let draw = if self.settings.copies.is_some() {
-                    0
-                } else {
-                    draw
-                };
                 let pass = pass.fork(draw);
                 let (_, slopes) = gradient(&batch.pixels, &pass, |x| {
                     theriac::Model::loss(self.network, x, &batch.target, &pass)
