@@ -242,6 +242,44 @@ fn adversarial_images_do_not_depend_on_the_batch() -> Result<()> {
     Ok(())
 }
 
+/// Parameters that are arranged once for all steps of an attack must not freeze what is drawn anew in
+/// each: with and without them an attack of several steps gives the same bits.
+#[test]
+fn attacks_meet_fresh_noise_in_every_step() -> Result<()> {
+    // One chunk of images, which `craft` does not cut.
+    let batch = whole(&cifar(5))?;
+    let run = Run::new(9, &Device::Cpu);
+    let pass = run.eval(&batch.samples);
+    let networks = [
+        learn2perturb(1, &Learn2Perturb::default())?.0,
+        pni(1)?.0,
+        rse(1)?.0,
+        advbnn(1)?.0,
+        pixeldp(1)?.0,
+    ];
+    let attack = Pgd::new(linf(0.03), eps(0.01), 5);
+    for (i, twin) in networks.iter().enumerate() {
+        let aim = Aim::Away(&batch.target);
+        let kept = craft(&attack, &twin.frozen, &batch.pixels, aim, &pass)?;
+        let alone = attack.perturb(&twin.frozen, &batch.pixels, aim, &pass)?;
+        assert!(bits(kept.tensor())? == bits(alone.tensor())?, "network {i}");
+        // The steps do see other noise: with that of the first step in all of them, others come out.
+        let mut x = batch.pixels.clone();
+        let one = Pgd {
+            short_reach: true,
+            ..Pgd::new(linf(0.03), eps(0.01), 1)
+        };
+        for step in 0..5 {
+            x = match step {
+                0 => one.perturb(&twin.frozen, &batch.pixels, aim, &pass)?,
+                _ => one.perturb_from(&x, &twin.frozen, &batch.pixels, aim, &pass)?,
+            };
+        }
+        assert!(bits(x.tensor())? != bits(alone.tensor())?, "network {i}");
+    }
+    Ok(())
+}
+
 /// With fresh draws a random network answers differently, in both modes.
 #[test]
 fn every_pass_draws_anew() -> Result<()> {

@@ -1,7 +1,7 @@
 //! Norms in two banks.
 
 use candle_core::Tensor;
-use theriac::{Bank, Error, Pass, Result};
+use theriac::{Bank, Classifier, Error, Pass, Pixels, Result};
 use theriac_nn::{Form, Layer, Layers, Moments, Plain, VarBuilder};
 
 /// The bank that adversarial images go through; the ordinary one is [`Bank`] 0.
@@ -81,6 +81,29 @@ impl Layers for TwoBanks {
             main: Plain.layer_norm(width, eps, vb.clone())?,
             auxiliary: Plain.layer_norm(width, eps, vb.pp(NAME))?,
         }))
+    }
+}
+
+/// A classifier through one bank of its norms: [`AUXILIARY`] tests the other reading of the paper.
+#[derive(Clone, Copy, Debug)]
+pub struct Through<C> {
+    /// A network of [`TwoBanks`].
+    pub model: C,
+    /// The bank.
+    pub bank: Bank,
+}
+
+impl<C: Classifier> Classifier for Through<C> {
+    fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> Result<Tensor> {
+        let pass = Pass {
+            bank: self.bank,
+            ..*pass
+        };
+        self.model.logits(x, &pass)
+    }
+
+    fn classes(&self) -> usize {
+        self.model.classes()
     }
 }
 

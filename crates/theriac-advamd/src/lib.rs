@@ -7,5 +7,5 @@ mod objective;
 
 pub use coefficients::{Alpha, Tally};
 pub use deltas::Deltas;
-pub use layers::{AUXILIARY, TwoBanks};
-pub use objective::{AdvAmd, BnBatches, Settings, WeightedLoss};
+pub use layers::{AUXILIARY, Through, TwoBanks};
+pub use objective::{AdvAmd, Adversary, BnBatches, EachBatch, Settings, WeightedLoss};

@@ -2,7 +2,9 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use theriac::{Batch, Classifier, Error, Labels, Model, Pass, Pixels, Result, Target as _};
+use theriac::{
+    Aim, Attack, Batch, Classifier, Error, Labels, Model, Pass, Pixels, Result, Target as _, craft,
+};
 use theriac_data::Augment;
 use theriac_nn::Twin;
 use theriac_train::Objective;
@@ -93,6 +95,41 @@ impl<C: Classifier> WeightedLoss for C {
     }
 }
 
+/// Where the adversarial images of a batch come from.
+pub trait Adversary<M: Model>: Send + Sync {
+    /// The adversarial images of clean ones.
+    ///
+    /// # Errors
+    /// Those of the attack, or for an image that was not attacked.
+    fn moved(&self, twin: &Twin<M>, batch: &Batch<M::Target>, pass: &Pass<'_>) -> Result<Pixels>;
+}
+
+/// Made once, on the network to amend, as in algorithm 1.
+impl<M: Model> Adversary<M> for Deltas {
+    fn moved(&self, _: &Twin<M>, batch: &Batch<M::Target>, _: &Pass<'_>) -> Result<Pixels> {
+        self.moved(&batch.pixels, &batch.samples, 1.0)
+    }
+}
+
+/// Made anew for each batch, on the network as it is, through its auxiliary norms: the way of AdvProp
+/// (Xie et al., CVPR 2020), which the paper builds on. Needs a network of [`crate::TwoBanks`].
+#[derive(Clone, Copy, Debug)]
+pub struct EachBatch<A> {
+    /// The attack.
+    pub attack: A,
+}
+
+impl<M: Model, A: Attack<M> + Send + Sync> Adversary<M> for EachBatch<A> {
+    fn moved(&self, twin: &Twin<M>, batch: &Batch<M::Target>, pass: &Pass<'_>) -> Result<Pixels> {
+        let pass = Pass {
+            bank: AUXILIARY,
+            ..pass.eval()
+        };
+        let aim = Aim::Away(&batch.target);
+        craft(&self.attack, &twin.frozen, &batch.pixels, aim, &pass)
+    }
+}
+
 /// Adversarial amendment: training that uses adversarial images to raise accuracy on clean ones.
 ///
 /// ```text
@@ -101,23 +138,23 @@ impl<C: Classifier> WeightedLoss for C {
 ///      + b3 mean A_y L(x_adv)                       through the auxiliary one
 /// ```
 ///
-/// Yu, Chen & Gan, "Improving model generalization by adversarial amendment", arXiv 2305.10766 (IJCAI
-/// 2023), section 4, algorithm 1. The labels are the true ones, where algorithm 1 prints the model's
+/// Yu, Chen & Gan, "Adversarial amendment is the only force capable of transforming an enemy into a
+/// friend", IJCAI 2023, section 4, algorithm 1. The labels are the true ones, where it prints the model's
 /// output. Test through the ordinary bank.
 #[derive(Clone, Debug)]
-pub struct AdvAmd {
+pub struct AdvAmd<P = Deltas> {
     /// Parts and weights.
     pub settings: Settings,
     /// A_k of each class; see [`crate::Tally`].
     pub coefficients: Vec<f64>,
-    /// Perturbations of all training images.
-    pub deltas: Deltas,
+    /// [`Deltas`] of all training images, or [`EachBatch`].
+    pub adversary: P,
     /// Crops and mirrors clean, mediate and adversarial images alike. Do not augment in the loader:
-    /// perturbations are those of whole images.
+    /// kept perturbations are those of whole images.
     pub augment: Augment,
 }
 
-impl<M: WeightedLoss> Objective<M> for AdvAmd {
+impl<M: WeightedLoss, P: Adversary<M>> Objective<M> for AdvAmd<P> {
     fn loss(
         &mut self,
         twin: &Twin<M>,
@@ -132,19 +169,22 @@ impl<M: WeightedLoss> Objective<M> for AdvAmd {
             bn_batches,
             mediate_auxiliary,
         } = self.settings;
-        let (samples, target, model) = (&batch.samples, &batch.target, &twin.live);
-        let seen = |share: f64| -> Result<Pixels> {
-            let moved = self.deltas.moved(&batch.pixels, samples, share)?;
-            Ok(self.augment.apply(&moved, samples, pass.rng)?)
+        let (target, model) = (&batch.target, &twin.live);
+        let seen =
+            |x: &Pixels| -> Result<Pixels> { Ok(self.augment.apply(x, &batch.samples, pass.rng)?) };
+        let clean = seen(&batch.pixels)?;
+        let moved = match b2 != 0.0 || b3 != 0.0 {
+            true => seen(&self.adversary.moved(twin, batch, pass)?)?,
+            false => clean.clone(),
         };
-        let clean = self.augment.apply(&batch.pixels, samples, pass.rng)?;
         let aside = Pass {
             bank: AUXILIARY,
             ..*pass
         };
         let mut total = match (b2 != 0.0, bn_batches) {
             (true, BnBatches::Joint) if !mediate_auxiliary => {
-                joint(model, [&clean, &seen(phi)?], target, [b1, b2], pass)?
+                let mediate = between(&clean, &moved, phi)?;
+                joint(model, [&clean, &mediate], target, [b1, b2], pass)?
             }
             (mediate, _) => {
                 let first = (model.loss(&clean, target, pass)?.mean_all()? * b1)?;
@@ -152,14 +192,15 @@ impl<M: WeightedLoss> Objective<M> for AdvAmd {
                     false => first,
                     true => {
                         let pass = if mediate_auxiliary { &aside } else { pass };
-                        let second = model.loss(&seen(phi)?, target, pass)?.mean_all()?;
+                        let mediate = between(&clean, &moved, phi)?;
+                        let second = model.loss(&mediate, target, pass)?.mean_all()?;
                         (first + (second * b2)?)?
                     }
                 }
             }
         };
         if b3 != 0.0 {
-            let (moved, pass) = (seen(1.0)?, if auxiliary { &aside } else { pass });
+            let pass = if auxiliary { &aside } else { pass };
             let losses = match weighted {
                 true => model.weighted_loss(&moved, target, &self.coefficients, pass)?,
                 false => model.loss(&moved, target, pass)?,
@@ -168,6 +209,19 @@ impl<M: WeightedLoss> Objective<M> for AdvAmd {
         }
         Ok(total)
     }
+}
+
+/// `x + phi (x_adv - x)`.
+fn between(clean: &Pixels, moved: &Pixels, phi: f64) -> Result<Pixels> {
+    if !(0.0..=1.0).contains(&phi) {
+        return Err(Error::Setting {
+            name: "phi",
+            value: phi.to_string(),
+            remedy: "use a share of the perturbation from 0 to 1",
+        });
+    }
+    let delta = (moved.tensor() - clean.tensor())?;
+    Pixels::clamp(&(clean.tensor() + (delta * phi)?)?)
 }
 
 /// `b1 mean L(x) + b2 mean L(x')` from one pass.

@@ -3,7 +3,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use theriac::{Aim, Batch, Budget, Classifier as _, Labels, Pass, Pixels, Run, craft};
-use theriac_advamd::{AUXILIARY, AdvAmd, BnBatches, Deltas, Settings, TwoBanks, WeightedLoss as _};
+use theriac_advamd::{
+    AUXILIARY, AdvAmd, BnBatches, Deltas, EachBatch, Settings, Through, TwoBanks, WeightedLoss as _,
+};
 use theriac_attacks::Fgsm;
 use theriac_data::{Augment, Loader, Order, Partial, synthetic};
 use theriac_models::resnet_v1;
@@ -48,7 +50,7 @@ fn method(settings: Settings, deltas: Deltas) -> AdvAmd {
     AdvAmd {
         settings,
         coefficients: vec![1.0; 10],
-        deltas,
+        adversary: deltas,
         augment: Augment::default(),
     }
 }
@@ -196,6 +198,65 @@ fn the_first_bank_is_the_plain_network_and_others_are_refused() {
     assert!(error.contains("bank"), "{error}");
     let error = TwoBanks::copy(&plain).unwrap_err().to_string();
     assert!(error.contains("TwoBanks"), "{error}");
+}
+
+/// FGSM anew on the network as it is finds what FGSM beforehand found, while the auxiliary bank is a
+/// copy; and not any more when that bank has seen other images.
+#[test]
+fn images_made_anew_are_those_of_the_network_as_it_is() {
+    let (twin, batch) = (network(), batch());
+    let budget = Budget::linf("0.1".parse().unwrap()).unwrap();
+    let settings = only([0.5, 0.5, 1.0]);
+    let once = loss(
+        &mut method(settings, deltas(&twin, &batch, "0.1")),
+        &twin,
+        &batch,
+    );
+    let anew = |twin: &Twin<Network>| {
+        let mut method = AdvAmd {
+            settings,
+            coefficients: vec![1.0; 10],
+            adversary: EachBatch {
+                attack: Fgsm { budget },
+            },
+            augment: Augment::default(),
+        };
+        let run = Run::new(0, &Device::Cpu);
+        value(&method.loss(twin, &batch, &run.eval(&batch.samples)).unwrap())
+    };
+    // A kept perturbation is rounded to 1/254 of its largest value.
+    assert!((once - anew(&twin)).abs() < 1e-3 * once, "{once}");
+    let run = Run::new(0, &Device::Cpu);
+    let pass = Pass {
+        bank: AUXILIARY,
+        ..run.train(&batch.samples)
+    };
+    let before = anew(&twin);
+    twin.live.logits(&batch.pixels, &pass).unwrap();
+    assert!((before - anew(&twin)).abs() > 1e-4);
+}
+
+#[test]
+fn a_network_can_be_tested_through_either_bank() {
+    let (twin, batch, run) = (network(), batch(), Run::new(0, &Device::Cpu));
+    let training = Pass {
+        bank: AUXILIARY,
+        ..run.train(&batch.samples)
+    };
+    twin.live.logits(&batch.pixels, &training).unwrap();
+    let pass = run.eval(&batch.samples);
+    let [plain, ordinary, auxiliary] = [None, Some(theriac::Bank(0)), Some(AUXILIARY)].map(|bank| {
+        let logits = match bank {
+            None => twin.frozen.logits(&batch.pixels, &pass),
+            Some(bank) => {
+                let model = &twin.frozen;
+                Through { model, bank }.logits(&batch.pixels, &pass)
+            }
+        };
+        logits.unwrap().to_vec2::<f32>().unwrap()
+    });
+    assert_eq!(plain, ordinary);
+    assert_ne!(plain, auxiliary);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor, Var};
-use theriac::{Batch, Budget, Classifier as _, Labels, Mode, Pass, Pixels, Result, Run};
+use theriac::{
+    Aim, Batch, Budget, Classifier as _, Labels, Mode, Pass, Pixels, Result, Run, craft,
+};
 use theriac_advbnn::AdvBnn;
 use theriac_attacks::Pgd;
 use theriac_data::{Loader, Order, Partial, synthetic};
@@ -92,7 +94,39 @@ fn the_divergence_is_that_of_two_normal_distributions() -> Result<()> {
     Ok(())
 }
 
-/// With the divergence weighted by 0 the loss is that of adversarial images alone.
+/// With the divergence weighted by 0 the loss is that of adversarial images alone, made in evaluation
+/// mode on the frozen twin.
+#[test]
+fn the_loss_is_that_of_adversarial_images() -> Result<()> {
+    let batch = batch(12, [3, 16, 16]);
+    let run = Run::new(3, &Device::Cpu);
+    let pass = run.train(&batch.samples);
+    let method = AdvBnn {
+        kl_weight: 0.0,
+        ..AdvBnn::default()
+    };
+    let build = || {
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let twin = Twin::build(&params, |vb| resnet_v1(&method.hook(), vb, 8, 8, 10));
+        twin.map(|twin| (params, twin))
+    };
+    let (params, twin) = build()?;
+    let loss = method.objective(pgd(), &params, 100)?.loss(&twin, &batch, &pass)?;
+    // By hand, on a network of its own: training mode moves statistics.
+    let (_, twin) = build()?;
+    let (x, aim) = (&batch.pixels, Aim::Away(&batch.target));
+    let moved = craft(&pgd(), &twin.frozen, x, aim, &pass.eval().fork(0))?;
+    let of = |x: &Pixels| {
+        let losses = theriac::Model::loss(&twin.live, x, &batch.target, &pass)?;
+        Ok::<_, theriac::Error>(host(&losses.mean_all()?)[0])
+    };
+    let (expected, clean) = (of(&moved)?, of(x)?);
+    let loss = host(&loss)[0];
+    assert!((loss - expected).abs() < 1e-6, "{loss} against {expected}");
+    assert!((expected - clean).abs() > 1e-3);
+    Ok(())
+}
+
 #[test]
 fn the_loss_is_cross_entropy_and_weighted_divergence() -> Result<()> {
     let batch = batch(12, [3, 16, 16]);

@@ -29,7 +29,7 @@ pub(crate) struct ModelOptions {
     #[arg(long, value_name = "NAME")]
     pub(crate) output: Option<String>,
     /// The network was trained on normalised images: their mean, for pixels in [0, 1], one for each
-    /// channel or one for all.
+    /// channel or one for all. By default what the file says of itself, else none.
     #[arg(long, value_delimiter = ',', value_name = "M,...", requires = "std")]
     pub(crate) mean: Vec<f64>,
     /// The deviation that goes with the mean.
@@ -92,9 +92,14 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
             struct Line {
                 arch: Spec,
             }
-            let line: Line = toml::from_str(&format!("arch = {text}"))
-                .with_context(|| format!("--arch {text}"))?;
-            line.arch
+            // As files say of themselves, or as tables write it.
+            match serde_json::from_str(text) {
+                Ok(spec) => spec,
+                Err(_) => {
+                    let line = toml::from_str::<Line>(&format!("arch = {text}"));
+                    line.with_context(|| format!("--arch {text}"))?.arch
+                }
+            }
         }
         other => bail!(
             "--arch {other}: unknown; there are lenet5, atda-cnn, advertorch-lenet, resnet20, 32, \
@@ -121,7 +126,7 @@ pub(crate) fn open(
     device: &Device,
 ) -> Result<Model> {
     let params = Params::new(0, dtype, device);
-    let (network, arch) = match is_onnx(path, options.onnx) {
+    let (network, arch, said) = match is_onnx(path, options.onnx) {
         true => {
             ensure!(
                 options.arch.is_none(),
@@ -132,6 +137,7 @@ pub(crate) fn open(
             (
                 from_onnx(path, options, data, dtype, device)?,
                 "onnx".to_owned(),
+                None,
             )
         }
         false => from_weights(path, options, data.classes(), &params)?,
@@ -143,9 +149,10 @@ pub(crate) fn open(
         network.classes(),
         data.classes()
     );
-    let classifier: Box<dyn Classifier> = match options.mean.is_empty() {
-        true => Box::new(network),
-        false => Box::new(Normalised::new(network, &options.mean, &options.std)?),
+    let given = (!options.mean.is_empty()).then(|| (options.mean.clone(), options.std.clone()));
+    let classifier: Box<dyn Classifier> = match given.or(said) {
+        None => Box::new(network),
+        Some((mean, std)) => Box::new(Normalised::new(network, &mean, &std)?),
     };
     Ok(Model {
         classifier,
@@ -174,15 +181,34 @@ fn from_onnx(
     Ok(model.network)
 }
 
-/// The network of a weights file, by its name.
+/// Mean and deviation of the pixels.
+type Normalisation = (Vec<f64>, Vec<f64>);
+
+/// What a file says of the normalisation of its images.
+fn normalisation(path: &Path, saved: &Saved) -> Result<Option<Normalisation>> {
+    let list = |name: &str| -> Result<Option<Vec<f64>>> {
+        let Some(text) = saved.about().get(name) else {
+            return Ok(None);
+        };
+        let numbers = text.split(',').map(|number| number.trim().parse());
+        let numbers: Result<Vec<f64>, _> = numbers.collect();
+        let numbers = numbers.with_context(|| format!("{}: {name} = {text}", path.display()))?;
+        Ok(Some(numbers))
+    };
+    Ok(list("mean")?.zip(list("std")?))
+}
+
+/// The network of a weights file, by its name, and the normalisation that the file states.
 fn from_weights(
     path: &Path,
     options: &ModelOptions,
     classes: usize,
     params: &Params,
-) -> Result<(Network, String)> {
+) -> Result<(Network, String, Option<Normalisation>)> {
     let saved = Saved::read(path)?;
-    let name = match (&options.arch, saved.about().get("model")) {
+    let about = saved.about();
+    let said = about.get("model").or(about.get("network"));
+    let name = match (&options.arch, said) {
         (Some(name), _) => name.clone(),
         (None, Some(name)) => name.clone(),
         (None, None) => bail!(
@@ -200,7 +226,7 @@ fn from_weights(
             path.display()
         )
     })?;
-    Ok((network, name))
+    Ok((network, name, normalisation(path, &saved)?))
 }
 
 /// Which images.

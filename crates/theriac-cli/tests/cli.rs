@@ -269,6 +269,32 @@ fn inspects_converts_and_attacks() {
     assert!(script.contains("evaluate"));
 }
 
+/// A kept network says which one it is and how its pixels are normalised.
+#[test]
+fn a_file_that_says_all_needs_no_options() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let kept = root.join("../../datasets/checkpoints/train");
+    let kept = std::fs::read_dir(kept).unwrap().map(|entry| entry.unwrap());
+    let kept = kept.map(|entry| entry.path());
+    let name = "e7a09b88";
+    let mut kept = kept.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(name));
+    let file = kept.next().unwrap().join("model.safetensors");
+    std::fs::copy(file, dir.path().join("mixup.safetensors")).unwrap();
+    let attack = ["attack", "mixup.safetensors", "--attack", "fgsm", "--eps", "0"];
+    let data = ["--data", "cifar10:sample", "--images", "20", "--json"];
+    let attack = [&attack[..], &data[..]].concat();
+    let right = |more: &[&str]| {
+        let told = stdout(&theriac(dir.path(), &[&attack[..], more].concat()));
+        let told: Value = serde_json::from_str(&told).unwrap();
+        told["correct_before"].as_u64().unwrap()
+    };
+    let said = right(&[]);
+    assert!(said >= 15, "{said} of 20");
+    assert_eq!(said, right(&["--arch", "resnet20", "--mean", "0.5", "--std", "0.5"]));
+    assert_ne!(said, right(&["--mean", "0", "--std", "1"]));
+}
+
 #[test]
 fn an_onnx_file_is_inspected_and_evaluated() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+mod batches;
 mod images;
 mod measured;
 mod training;
 
+pub use batches::batches;
 pub use images::images;
 pub use measured::{measured, share};
 pub use training::{HISTORY, MODEL, Training, after, history};

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor, Var};
-use theriac::{Batch, Budget, Classifier as _, Labels, Mode, Result, Rng, Run, gradient};
+use theriac::{
+    Aim, Batch, Budget, Classifier as _, Labels, Mode, Result, Rng, Run, craft, gradient,
+};
 use theriac_attacks::Pgd;
 use theriac_data::{Loader, Order, Partial, synthetic};
 use theriac_learn2perturb::{
@@ -10,7 +12,7 @@ use theriac_learn2perturb::{
 };
 use theriac_models::{resnet_v1, resnet18_cifar};
 use theriac_nn::{Layers, Network, Params, Plain, Share, Twin, VarBuilder};
-use theriac_train::{Clean, Group, Objective, Plan, Schedule, Sgd, fit};
+use theriac_train::{Clean, Group, Objective, Outcome, Plan, Schedule, Sgd, fit};
 
 const RATE: f64 = 0.1;
 
@@ -256,9 +258,81 @@ fn the_regulariser_raises_theta_by_its_slope() {
     }
 }
 
-/// The step of the cross entropy, and what the two readings of the update do with it.
+/// One training step by hand: step A, the two halves of the loss, step B with the momentum that A left;
+/// and algorithm 1, which takes both gradients at the old theta.
 #[test]
-fn theta_falls_with_the_loss_and_no_lower_than_its_minimum() {
+fn a_step_is_that_of_the_algorithm() {
+    for theta_update in [ThetaUpdate::TwoStep, ThetaUpdate::Alg1] {
+        let method = Learn2Perturb {
+            theta_update,
+            noise_delay: 0,
+            adv_delay: 0,
+            gamma: 0.01,
+            ..Learn2Perturb::default()
+        };
+        let [plain, twin] = twins(&method);
+        let (mut objective, mut groups) =
+            method.training(plain, pgd(), sgd(), sgd(), rate()).unwrap();
+        let (run, one) = (Run::new(7, &Device::Cpu), batch(12));
+        let plan = Plan {
+            epochs: 1,
+            batches: 1,
+            state: None,
+        };
+        let epoch = |_| std::iter::once(Ok(one.clone()));
+        let go_on = |_| std::ops::ControlFlow::Continue(());
+        let outcome = fit(&twin, &mut objective, &mut groups, plan, &run, epoch, go_on);
+        let Outcome::Done(history) = outcome.unwrap() else {
+            panic!("nobody stopped it");
+        };
+
+        // tau is 1 in the first epoch. Nesterov: b = 0.9 b + g, step = g + 0.9 b.
+        let [_, hand] = twins(&method);
+        let thetas = method.thetas(&hand.params).unwrap();
+        let slope = |theta: f32| -0.01 * 0.5 / f64::from(theta).sqrt();
+        let mut buffer = 0.0;
+        if theta_update == ThetaUpdate::TwoStep {
+            buffer = slope(0.25);
+            let after = 0.25 - RATE * 1.9 * buffer;
+            for (_, theta) in &thetas {
+                let value = Tensor::full(after as f32, theta.shape(), &Device::Cpu).unwrap();
+                theta.set(&value).unwrap();
+            }
+        }
+        let pass = run.train(&one.samples).fork(0).at(0);
+        let (x, y) = (&one.pixels, one.target.tensor());
+        let logits = hand.live.logits(x, &pass.fork(0)).unwrap();
+        let labels = Labels::most_likely(&logits).unwrap();
+        let aim = Aim::Away(&labels);
+        let moved = craft(&pgd(), &hand.frozen, x, aim, &pass.eval().fork(1)).unwrap();
+        let second = hand.live.logits(&moved, &pass.fork(2)).unwrap();
+        let mean = |logits: &Tensor| candle_nn::loss::cross_entropy(logits, y).unwrap();
+        let loss = ((mean(&logits) + mean(&second)).unwrap() * 0.5).unwrap();
+        let value = f64::from(loss.to_scalar::<f32>().unwrap());
+        let told = history[0].loss;
+        assert!((told - value).abs() < 1e-5 * value, "{told} against {value}");
+        let grads = loss.backward().unwrap();
+        let found = method.thetas(&twin.params).unwrap();
+        for ((path, theta), (_, found)) in thetas.iter().zip(&found) {
+            let slopes = host(grads.get(theta).unwrap());
+            for ((theta, g), found) in host(theta).into_iter().zip(slopes).zip(host(found)) {
+                let g = f64::from(g);
+                let step = g + 0.9 * (0.9 * buffer + g);
+                let more = match theta_update {
+                    ThetaUpdate::TwoStep => 0.0,
+                    ThetaUpdate::Alg1 => slope(theta),
+                };
+                let expected = (f64::from(theta) - RATE * (step + more)).max(method.minimum);
+                let gap = (f64::from(found) - expected).abs();
+                assert!(gap < 1e-5, "{path}: {found} against {expected}");
+            }
+        }
+    }
+}
+
+/// What the readings of the update do with theta.
+#[test]
+fn readings_of_the_update_differ_and_theta_stays_above_its_minimum() {
     let run_with = |method: &Learn2Perturb, epochs| {
         let [plain, twin] = twins(method);
         let (mut objective, mut groups) =

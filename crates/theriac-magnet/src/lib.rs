@@ -8,4 +8,4 @@ mod magnet;
 pub use auto_encoder::{AutoEncoder, Denoise, Part, auto_encoder};
 pub use detector::{Detector, Divergence, Reconstruction, threshold};
 pub use evasion::Evasion;
-pub use magnet::{Judgement, MagNet, Score};
+pub use magnet::{Judgement, MagNet, Rejecting, Score};

@@ -59,6 +59,44 @@ impl<C: Classifier, R: Transform> Classifier for MagNet<'_, C, R> {
     }
 }
 
+/// MagNet as a classifier of K + 1 classes, the last of which is rejection.
+///
+/// ```text
+/// z = (z_1, .., z_K of the reformed image, max_k z_k + max_d mark_d(x) / threshold_d - 1)
+/// ```
+///
+/// So an evaluator counts a rejected image as wrong, and one that ends in class K (from 0) was rejected.
+/// Differentiable. A mark that is its threshold exactly passes here, and does not in
+/// [`MagNet::judge`].
+pub struct Rejecting<'m, 'a, C, R> {
+    /// Judges.
+    pub magnet: &'m MagNet<'a, C, R>,
+}
+
+impl<C: Classifier, R: Transform> Classifier for Rejecting<'_, '_, C, R> {
+    fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> Result<Tensor> {
+        let logits = self.magnet.logits(x, pass)?;
+        let mut over: Option<Tensor> = None;
+        for (detector, threshold) in &self.magnet.detectors {
+            let next = detector.marks(x, pass)?.affine(1.0 / threshold, -1.0)?;
+            over = Some(match over {
+                Some(over) => over.maximum(&next)?,
+                None => next,
+            });
+        }
+        let top = logits.max_keepdim(1)?;
+        let last = match over {
+            Some(over) => (top + over.unsqueeze(1)?)?,
+            None => (top - 1.0)?,
+        };
+        Ok(Tensor::cat(&[&logits, &last], 1)?)
+    }
+
+    fn classes(&self) -> usize {
+        self.magnet.classes() + 1
+    }
+}
+
 pub(crate) fn host(values: &Tensor) -> Result<Vec<f64>> {
     Ok(values
         .detach()

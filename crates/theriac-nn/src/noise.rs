@@ -22,7 +22,7 @@ pub enum Share {
 
 /// `y = x + theta n` with n from N(0, 1) for each value of each image, x of shape (N, C, H, W).
 ///
-/// On in both modes. `theta`, of shape (C, H, W), (C, 1, 1) or (1, 1, 1), may be a parameter: its
+/// On in both modes. `theta`, of shape (C, H, W) with C > 1, (C, 1, 1) or (1, 1, 1), may be a parameter: its
 /// gradient is the sum of `g n` over whatever shares it. The draws are [`Pass::gaussian`]'s.
 #[derive(Clone, Debug)]
 pub struct Noise {
@@ -35,13 +35,19 @@ impl Noise {
     /// `purpose` keeps the draws of several layers in one pass apart: take the path of the layer.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a theta that does not have three dimensions.
+    /// [`Error::Shape`] for a theta of any other shape than those three.
     pub fn new(theta: Tensor, purpose: String, share: Share) -> Result<Self> {
-        if theta.rank() != 3 {
+        // (1, H, W) would be broadcast here and read as (C, 1, 1) by a network's one operation.
+        let ambiguous = match theta.dims() {
+            [1, h, w] => h * w > 1,
+            [_, h, w] => (*h == 1) != (*w == 1),
+            _ => true,
+        };
+        if ambiguous {
             return Err(Error::Shape {
                 what: "theta",
                 got: theta.dims().to_vec(),
-                expected: "(C, H, W), (C, 1, 1) or (1, 1, 1)".to_owned(),
+                expected: "(C, H, W) with C > 1, (C, 1, 1) or (1, 1, 1)".to_owned(),
             });
         }
         Ok(Self {
@@ -223,6 +229,9 @@ mod tests {
     #[test]
     fn a_theta_of_another_shape_is_refused() -> Result<()> {
         let theta = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+        for shape in [&[2][..], &[1, 2, 2], &[1, 1, 4], &[4, 1, 4]] {
+            assert!(Noise::new(theta(shape)?, String::new(), Share::Sample).is_err());
+        }
         let error = Noise::new(theta(&[2])?, String::new(), Share::Sample).unwrap_err();
         assert!(error.to_string().contains("theta"), "{error}");
         let noise = Noise::new(theta(&[3, 1, 1])?, String::new(), Share::Sample)?;

@@ -8,8 +8,9 @@
 //! Lecuyer, Atlidakis, Geambasu, Hsu & Jana, "Certified robustness to adversarial examples with
 //! differential privacy", IEEE S&P 2019, section III. By the Gaussian mechanism (eps at most 1) all
 //! that follows is (eps, delta)-private in pixels that move by L in L2, whatever the layers behind.
-//! The authors' code adds noise behind the ReLU of the first convolution; here it comes before norm
-//! and ReLU: a norm would scale by its own deviation. Their Laplace noise (L1) is not here.
+//! As in the authors' networks the noise comes right behind the first convolution, in front of the
+//! activation (their flag `noise_after_activation` notwithstanding) and here of the norm, which would
+//! scale by its own deviation. Their Laplace noise (L1) is not here.
 
 use candle_core::Var;
 use serde::{Deserialize, Serialize};

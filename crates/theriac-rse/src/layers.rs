@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Liu, Cheng, Zhang & Hsieh, "Towards robust neural networks via random self-ensemble", ECCV 2018,
-//! section 3. The noise is on at test, as in the second release (that of Adv-BNN); the first one has
-//! it in training mode alone, and stays there to evaluate. Noise on the image leaves [0, 1].
+//! section 3. The noise is on at test. It is measured in pixels of [0, 1]: do not normalise them in
+//! front. Noise on the image leaves [0, 1].
 
 use serde::{Deserialize, Serialize};
 use theriac::{Error, Result};

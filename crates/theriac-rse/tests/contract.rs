@@ -4,8 +4,8 @@
 use candle_core::{DType, Device, Tensor};
 use theriac::{Batch, Classifier as _, Ensemble, Labels, Mode, Pass, Pixels, Result, Run};
 use theriac_data::{Loader, Order, Partial, synthetic};
-use theriac_models::{lenet, resnet_v1};
-use theriac_nn::{Conv, Layers as _, Network, Params, Plain};
+use theriac_models::{lenet, resnet_v1, resnet18_cifar};
+use theriac_nn::{Conv, Layer, Layers, Network, Params, Plain, VarBuilder};
 use theriac_rse::Rse;
 
 fn batch(n: usize, shape: [usize; 3]) -> Batch<Labels> {
@@ -88,6 +88,56 @@ fn without_noise_it_is_the_plain_network() -> Result<()> {
         .err()
         .unwrap();
     assert!(error.to_string().starts_with("inner"), "{error}");
+    Ok(())
+}
+
+/// Lets a hook build its layers and counts the convolutions that carry noise of their own.
+struct Counting<'a> {
+    hook: &'a dyn Layers,
+    seen: std::cell::RefCell<Vec<Vec<f64>>>,
+}
+
+impl Layers for Counting<'_> {
+    fn conv(&self, conv: &Conv, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        let layer = self.hook.conv(conv, vb)?;
+        let x = Tensor::zeros((1, conv.inputs, 8, 8), DType::F32, &Device::Cpu)?;
+        let run = Run::new(2, &Device::Cpu);
+        // What comes out of black images is the noise through the convolution.
+        let mut out = host(&layer.forward(&x, &run.eval(&[0]))?);
+        out.truncate(16);
+        self.seen.borrow_mut().push(out);
+        Ok(layer)
+    }
+}
+
+/// All convolutions of a network, those of shortcuts among them, read noise, each its own.
+#[test]
+fn every_convolution_of_a_network_has_noise_of_its_own() -> Result<()> {
+    let rse = Rse::default();
+    let counting = Counting {
+        hook: &rse.hook(),
+        seen: std::cell::RefCell::default(),
+    };
+    let params = Params::new(0, DType::F32, &Device::Cpu);
+    resnet18_cifar(&counting, params.frozen(), 10)?;
+    let seen = counting.seen.into_inner();
+    // A stem, eight blocks of two, three shortcuts.
+    assert_eq!(seen.len(), 20);
+    for (i, noise) in seen.iter().enumerate() {
+        assert!(noise.iter().any(|value| value.abs() > 1e-3), "convolution {i}");
+    }
+    // Purposes differ: the same weights under two paths give other noise.
+    let at = |path: &str| -> Result<Vec<f64>> {
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let conv = Conv::new(4, 4, 1).no_bias();
+        let layer = rse.hook().conv(&conv, params.frozen().pp(path))?;
+        let eye = Tensor::eye(4, DType::F32, &Device::Cpu)?;
+        params.all()[0].1.set(&eye.reshape((4, 4, 1, 1))?)?;
+        let x = Tensor::zeros((1, 4, 8, 8), DType::F32, &Device::Cpu)?;
+        Ok(host(&layer.forward(&x, &Run::new(2, &Device::Cpu).eval(&[0]))?))
+    };
+    assert_ne!(at("a")?, at("b")?);
+    assert_eq!(at("a")?, at("a")?);
     Ok(())
 }
 

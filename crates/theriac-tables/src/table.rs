@@ -138,6 +138,8 @@ pub struct Column {
 pub enum Unit {
     /// 0 to 100.
     Percent,
+    /// A difference of two shares in percent.
+    Points,
     /// Wall-clock seconds.
     Seconds,
     /// Gradient passes.
@@ -150,7 +152,7 @@ impl Unit {
     /// A value with the digits that suit its unit.
     pub fn format(self, value: f64) -> String {
         match self {
-            Self::Percent | Self::Seconds => format!("{value:.2}"),
+            Self::Percent | Self::Points | Self::Seconds => format!("{value:.2}"),
             Self::Passes | Self::Number => {
                 let text = format!("{value:.3}");
                 text.trim_end_matches('0').trim_end_matches('.').to_owned()

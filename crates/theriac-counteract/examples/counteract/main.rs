@@ -37,9 +37,12 @@ struct Settings {
     samples: bool,
     /// Test images.
     test: usize,
-    /// No more than these for defences of many executions, and where a column says so.
+    /// No more than these for defences of many executions and attackers who know the defence.
     #[serde(default)]
     most: Option<usize>,
+    /// No more than these under attacks of more than ten steps.
+    #[serde(default)]
+    long: Option<usize>,
     #[serde(default)]
     defence: Defence,
     #[serde(default)]
@@ -102,6 +105,13 @@ impl Default for Defence {
             recompute: false,
             label_on_x: false,
         }
+    }
+}
+
+impl Defence {
+    /// Nothing stands in front of the network.
+    fn bare(&self) -> bool {
+        self.ours.is_none() && self.each.is_empty()
     }
 }
 
@@ -186,11 +196,14 @@ enum Show {
 impl Settings {
     /// Images of this cell.
     fn images(&self) -> usize {
-        let many = !self.defence.each.is_empty() || self.attack.knows != Knows::Nothing;
-        match (many, self.most) {
-            (true, Some(most)) => most.min(self.test),
-            _ => self.test,
-        }
+        let Attack {
+            aim, steps, knows, ..
+        } = self.attack;
+        let many = !self.defence.each.is_empty() || knows != Knows::Nothing;
+        let long = aim != Aiming::None && steps > 10;
+        let most = self.most.filter(|_| many);
+        let long = self.long.filter(|_| long);
+        [most, long].into_iter().flatten().fold(self.test, usize::min)
     }
 
     fn check(&self, measure: &str) -> Result<(), BoxError> {

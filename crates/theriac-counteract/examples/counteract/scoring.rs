@@ -1,18 +1,21 @@
 //! Accuracy of a defended network.
 
+use std::collections::BTreeMap;
 use std::fs;
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
-use theriac::{Batch, Budget, Classifier as _, Labels, Run};
+use theriac::{
+    Batch, Budget, Classifier, Labels, Mode, Pass, Pixels, Rng, Run, scores,
+};
 use theriac_attacks::{Access, Apgd, Declare as _, Declared, Loss, Pgd, Start, Transfer};
 use theriac_counteract::AddBack;
-use theriac_data::{Dataset as _, Images, Loader, Order, Partial};
+use theriac_data::{Dataset as _, Images};
 use theriac_datasets::Split;
 use theriac_eval::{Checks, Evaluator, Robust, clean_accuracy};
-use theriac_experiment::{images, into_theriac, measured, share};
-use theriac_nn::Normalised;
-use theriac_tables::{BoxError, Cell, Interrupted, Lab, Measured};
+use theriac_experiment::{batches, images, into_theriac, measured, share};
+use theriac_nn::{Entry, Normalised, Saved, write};
+use theriac_tables::{BoxError, Cell, Lab, Measured};
 
 use crate::attacked::{Stored, stored};
 use crate::defended::{Defended, pool};
@@ -20,6 +23,8 @@ use crate::{Aiming, Attack, Defence, Knows, Settings};
 
 const BATCH: usize = 128;
 const FILE: &str = "score.json";
+const SAID: &str = "clean.safetensors";
+const LOGITS: &str = "logits";
 
 /// What decides a score.
 #[derive(Serialize)]
@@ -74,13 +79,18 @@ fn computed(settings: &Settings, cell: &Cell<'_>, lab: &Lab) -> Result<Measured,
         lab,
     };
     if settings.attack.aim == Aiming::None {
-        let (accuracy, _) = clean_accuracy(&defended, work.batches()?, &run, work.observe())?;
+        let said = work.said(&defended)?;
+        let (accuracy, _) = clean_accuracy(&said, work.batches()?, &run, work.observe())?;
         return Ok(share(accuracy));
     }
     Ok(measured(&match settings.attack.knows {
         Knows::Nothing => {
             let stored = stored(settings, network, &data, cell, lab)?;
-            work.oblivious(&defended, &stored)?
+            match settings.defence.bare() {
+                true => work.oblivious(&defended, &stored)?,
+                // Fifty executions on the same clean images again would be half of the time.
+                false => work.oblivious(&work.said(&defended)?, &stored)?,
+            }
         }
         _ => work.adaptive(&defended)?,
     }))
@@ -97,18 +107,8 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn batches(
         &self,
-    ) -> Result<impl Iterator<Item = theriac::Result<Batch<Labels>>> + 'a, BoxError> {
-        let (data, lab) = (self.data, self.lab);
-        let loader = Loader::new(data, BATCH, Order::Sequential, Partial::Keep)?;
-        let loader = loader.dtype(DType::F32).device(self.run.device());
-        Ok((0..loader.batches()).map(move |batch| {
-            if lab.interrupted() {
-                return Err(theriac::Error::Other(Interrupted.into()));
-            }
-            let next = loader.epoch_from(0, batch).next();
-            let next = next.ok_or(theriac::Error::Empty { what: "batch" })?;
-            next.map_err(into_theriac)
-        }))
+    ) -> Result<impl Iterator<Item = theriac::Result<Batch<Labels>>> + use<'a>, BoxError> {
+        batches(self.data, BATCH, self.run, self.lab)
     }
 
     fn observe(&self) -> impl FnMut(usize) + 'a {
@@ -117,22 +117,55 @@ impl<'a> Work<'a> {
         move |done| lab.progress(&label, done as u64, all)
     }
 
+    /// The defended network, with what it says about the clean images computed once for all attacks.
+    fn said<'d, C: Classifier>(&self, defended: &'d C) -> Result<Said<'a, &'d C>, BoxError> {
+        let settings = self.settings;
+        let key = Key {
+            recipe: settings.recipe.key(),
+            samples: settings.samples,
+            images: settings.images(),
+            defence: &settings.defence,
+            attack: Attack::default(),
+        };
+        let folder = self.lab.memo(self.cell, "clean", &key, |folder| {
+            let (mut rows, mut observe) = (Vec::new(), self.observe());
+            for batch in self.batches()? {
+                let Batch {
+                    pixels, samples, ..
+                } = batch?;
+                let said = scores(defended, &pixels, &self.run.eval(&samples))?;
+                rows.extend(said.into_iter().flatten().map(|value| value as f32));
+                observe(rows.len() / defended.classes());
+            }
+            let logits = Tensor::new(rows, &Device::Cpu)?;
+            let entry = Entry::tensor(LOGITS.to_owned(), &logits)?;
+            Ok(write(&folder.join(SAID), vec![entry], &BTreeMap::new())?)
+        })?;
+        let logits = Saved::read(&folder.join(SAID))?.tensor(LOGITS, self.run.device())?;
+        let ids = self.data.ids().iter().zip(0..);
+        Ok(Said {
+            model: defended,
+            clean: self.data,
+            rng: self.run.eval(&[]).rng,
+            logits: logits.reshape(((), defended.classes()))?,
+            position: ids.map(|(&id, position)| (id, position)).collect(),
+        })
+    }
+
     /// Images crafted on the bare network. Where that is what they are judged on, it is a white-box
     /// attack with all checks; else the attacker knew nothing of the defence.
-    fn oblivious(
+    fn oblivious<C: Classifier>(
         &self,
-        defended: &Defended<'_, Normalised>,
+        defended: &C,
         stored: &Stored,
     ) -> Result<Robust, BoxError> {
         let declared = self.settings.attack.pgd()?.declared();
-        let Defence { ours, each, .. } = &self.settings.defence;
-        let bare = ours.is_none() && each.is_empty();
         let reference = self.settings.attack.aim.reference();
         let evaluator = Evaluator {
             reference,
             ..Evaluator::new(defended, self.run)
         };
-        let (checks, declared) = match bare {
+        let (checks, declared) = match self.settings.defence.bare() {
             true => (Checks::all(), declared),
             false => {
                 let name = format!("{} on the bare network", declared.name);
@@ -238,5 +271,48 @@ impl<'a> Work<'a> {
                 evaluator.attack(&attack, &declared, batches, observe)?
             }
         })
+    }
+}
+
+/// A model whose logits of the clean images are known.
+struct Said<'a, C> {
+    model: C,
+    clean: &'a Images,
+    /// The draws they were computed with.
+    rng: Rng,
+    /// (N, K)
+    logits: Tensor,
+    position: BTreeMap<u32, u32>,
+}
+
+impl<C: Classifier> Said<'_, C> {
+    /// Where these images are, if they are clean ones with the same draws.
+    fn at(&self, x: &Pixels, pass: &Pass<'_>) -> theriac::Result<Option<Vec<u32>>> {
+        let position = |id: &u32| self.position.get(id).copied();
+        let at: Option<Vec<u32>> = pass.samples.iter().map(position).collect();
+        let Some(at) = at.filter(|_| pass.rng == self.rng && pass.mode == Mode::Eval) else {
+            return Ok(None);
+        };
+        let (dtype, device) = (x.tensor().dtype(), x.tensor().device());
+        let clean = self.clean.batch(&at, dtype, device).map_err(into_theriac)?;
+        let other = clean.pixels.tensor().ne(x.tensor())?;
+        let other = other.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+        Ok((other == 0.0).then_some(at))
+    }
+}
+
+impl<C: Classifier> Classifier for Said<'_, C> {
+    fn logits(&self, x: &Pixels, pass: &Pass<'_>) -> theriac::Result<Tensor> {
+        match self.at(x, pass)? {
+            Some(at) => {
+                let at = Tensor::new(at, self.logits.device())?;
+                Ok(self.logits.index_select(&at, 0)?)
+            }
+            None => self.model.logits(x, pass),
+        }
+    }
+
+    fn classes(&self) -> usize {
+        self.model.classes()
     }
 }

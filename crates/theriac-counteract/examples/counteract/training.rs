@@ -186,7 +186,8 @@ impl Recipe {
         let about = BTreeMap::from([
             ("network".to_owned(), serde_json::to_string(&self.network)?),
             ("method".to_owned(), serde_json::to_string(&self.method)?),
-            ("pixels".to_owned(), "in [-1, 1]".to_owned()),
+            ("mean".to_owned(), "0.5".to_owned()),
+            ("std".to_owned(), "0.5".to_owned()),
             ("data".to_owned(), self.data.clone()),
             ("epochs".to_owned(), epochs.to_string()),
             ("seed".to_owned(), seed.to_string()),

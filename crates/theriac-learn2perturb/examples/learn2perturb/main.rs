@@ -7,6 +7,7 @@
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
+use theriac_attacks::Declare as _;
 use theriac_experiment::use_threads;
 use theriac_tables::{BoxError, Cell, Experiment, Lab, Measured};
 
@@ -49,6 +50,9 @@ struct Settings {
     /// Draws whose probabilities are averaged in each classification.
     #[serde(default = "one_draw")]
     members: u32,
+    /// And in each that the attack makes.
+    #[serde(default = "one_draw")]
+    attack_members: u32,
     /// Gradients from so many copies of each image in one batch that shares its noise: the released
     /// code's EOT, which has no effect.
     #[serde(default)]
@@ -89,6 +93,10 @@ impl Experiment for Experiments {
     fn check(&self, cell: &Cell<'_>) -> Result<(), BoxError> {
         let settings = cell.settings::<Settings>()?;
         settings.recipe.check()?;
+        if let Some(attack) = &settings.attack {
+            attack.check()?;
+            attack.declared().ball()?;
+        }
         match (
             cell.column.measure.as_str(),
             settings.statistic,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
-use theriac::{Aim, Batch, Budget, Eps, Labels, Pass, Result, Run, craft};
+use theriac::{Aim, Batch, Budget, Classifier as _, Eps, Labels, Pass, Result, Run, craft};
 use theriac_advbnn::AdvBnn;
 use theriac_attacks::{Pgd, Start};
 use theriac_data::{Augment, Loader, Order, Partial};
@@ -14,6 +14,7 @@ use theriac_experiment::{MODEL, Training, images};
 use theriac_learn2perturb::Learn2Perturb;
 use theriac_models::Spec;
 use theriac_nn::{Layers, Normalised, Params, Plain, Twin};
+use theriac_ops::cross_entropy;
 use theriac_pixeldp::PixelDp;
 use theriac_pni::Pni;
 use theriac_rse::Rse;
@@ -60,8 +61,8 @@ pub(crate) struct Recipe {
     pub(crate) steps: u32,
     /// The label that it moves away from.
     pub(crate) label: LabelSource,
-    /// Epochs on clean images alone.
-    pub(crate) delay: usize,
+    /// Epochs on clean images alone, of each method as `epochs`.
+    pub(crate) delay: BTreeMap<String, usize>,
     #[serde(default)]
     pub(crate) pni: Pni,
     #[serde(default)]
@@ -95,6 +96,11 @@ struct Key<'a> {
     learn2perturb: Option<Learn2Perturb>,
 }
 
+/// Numbers of epochs after which a network with learnt noise is kept.
+const WATCHED: [usize; 20] = [
+    1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 21, 25, 50, 100, 150, 200, 250, 350,
+];
+
 /// Mean and deviation that images are normalised by, of the authors' code.
 const MEAN: [f64; 3] = [0.4914, 0.4822, 0.4465];
 const STD: [f64; 3] = [0.2023, 0.1994, 0.2010];
@@ -124,15 +130,30 @@ impl Recipe {
         self.learn2perturb.check()?;
         self.adv_bnn.check()?;
         self.pixel_dp.check()?;
-        let known = self.epochs.contains_key(self.method.name());
-        if !known && !self.epochs.contains_key("other") {
-            return Err(format!("epochs: no {} and no other", self.method.name()).into());
+        for (setting, of) in [("epochs", &self.epochs), ("delay", &self.delay)] {
+            let known = of.contains_key(self.method.name());
+            if !known && !of.contains_key("other") {
+                return Err(format!("{setting}: no {} and no other", self.method.name()).into());
+            }
+        }
+        if self.learn2perturb.adv_delay != Learn2Perturb::default().adv_delay {
+            return Err("learn2perturb.adv_delay: set delay".into());
         }
         Ok(())
     }
 
     pub(crate) fn epochs(&self) -> usize {
-        let of = |name| self.epochs.get(name).copied();
+        self.own(&self.epochs)
+    }
+
+    /// Epochs on clean images alone.
+    fn delay(&self) -> usize {
+        self.own(&self.delay)
+    }
+
+    /// A number of this method.
+    fn own(&self, of: &BTreeMap<String, usize>) -> usize {
+        let of = |name| of.get(name).copied();
         of(self.method.name()).or(of("other")).unwrap_or_default()
     }
 
@@ -147,14 +168,14 @@ impl Recipe {
     fn learn2perturb(&self) -> Learn2Perturb {
         Learn2Perturb {
             regulariser_only: self.method == Method::Learn2PerturbR,
-            adv_delay: self.delay,
+            adv_delay: self.delay(),
             ..self.learn2perturb.clone()
         }
     }
 
     fn key(&self) -> Key<'_> {
         let method = self.method;
-        let attack = (self.eps, self.step, self.steps, self.label, self.delay);
+        let attack = (self.eps, self.step, self.steps, self.label, self.delay());
         let adversarial = !matches!(method, Method::None | Method::Rse | Method::PixelDp);
         let ours = matches!(method, Method::Learn2Perturb | Method::Learn2PerturbR);
         Key {
@@ -188,14 +209,18 @@ impl Recipe {
     }
 
     fn built(&self, params: &Params, layers: &dyn Layers) -> Result<Twin<Normalised>> {
-        // PixelDP's sensitivity is that of pixels as they are.
-        let (mean, std) = match self.method {
-            Method::PixelDp => (&[0.0][..], &[1.0][..]),
-            _ => (&MEAN[..], &STD[..]),
-        };
+        let (mean, std) = self.normalisation();
         Twin::build(params, |vb| {
             Normalised::new(self.network.build(layers, vb)?, mean, std)
         })
+    }
+
+    /// PixelDP's sensitivity and RSE's noise are those of pixels as they are.
+    fn normalisation(&self) -> (&'static [f64], &'static [f64]) {
+        match self.method {
+            Method::PixelDp | Method::Rse => (&[0.0], &[1.0]),
+            _ => (&MEAN, &STD),
+        }
     }
 
     /// The network with its parameters, untrained.
@@ -244,8 +269,8 @@ impl Recipe {
     }
 
     /// A rate that falls to a tenth at each milestone, the shares of the published schedules: 80 and
-    /// 120 of 160 epochs for PNI and vanilla, 150 and 250 of 350 for Learn2Perturb, 80, 140 and 180
-    /// of 200 for the others.
+    /// 120 of 160 epochs for PNI and vanilla, 150 and 250 of 350 for Learn2Perturb and without a
+    /// defence, 40, 60 and 80 of 90 for PixelDP, 80, 140 and 180 of 200 for the others.
     fn rate(&self) -> Schedule {
         let epochs = self.epochs();
         let at = |shares: &[(usize, usize)]| {
@@ -253,8 +278,9 @@ impl Recipe {
             shares.iter().map(at).collect()
         };
         let milestones = match self.method {
-            Method::None | Method::Vanilla | Method::Pni | Method::PixelDp => at(&[(1, 2), (3, 4)]),
-            Method::Learn2Perturb | Method::Learn2PerturbR => at(&[(3, 7), (5, 7)]),
+            Method::Vanilla | Method::Pni => at(&[(1, 2), (3, 4)]),
+            Method::None | Method::Learn2Perturb | Method::Learn2PerturbR => at(&[(3, 7), (5, 7)]),
+            Method::PixelDp => at(&[(4, 9), (2, 3), (8, 9)]),
             Method::AdvBnn | Method::Rse => at(&[(2, 5), (7, 10), (9, 10)]),
         };
         let rate = match self.method {
@@ -270,9 +296,10 @@ impl Recipe {
 
     fn rule(&self) -> Sgd {
         let mut rule = Sgd::momentum(0.9);
-        rule.nesterov = self.method != Method::Rse;
+        rule.nesterov = !matches!(self.method, Method::Rse | Method::PixelDp);
         rule.weight_decay = match self.method {
             Method::Rse => 5e-4,
+            Method::PixelDp => 2e-4,
             _ => self.weight_decay,
         };
         rule
@@ -290,7 +317,7 @@ impl Recipe {
         let delayed = Halves {
             attack,
             label: self.label,
-            delay: self.delay,
+            delay: self.delay(),
             epoch: 0,
         };
         Ok(match self.method {
@@ -336,12 +363,14 @@ impl Recipe {
         let about = BTreeMap::from([
             ("network".to_owned(), serde_json::to_string(&self.network)?),
             ("method".to_owned(), self.method.name().to_owned()),
+            ("mean".to_owned(), list(self.normalisation().0)),
+            ("std".to_owned(), list(self.normalisation().1)),
             ("data".to_owned(), self.data.clone()),
             ("epochs".to_owned(), epochs.to_string()),
             ("seed".to_owned(), seed.to_string()),
         ]);
         let kept: Vec<usize> = match self.method {
-            Method::Pni | Method::Learn2Perturb | Method::Learn2PerturbR => (1..=epochs).collect(),
+            Method::Pni | Method::Learn2Perturb | Method::Learn2PerturbR => WATCHED.to_vec(),
             _ => Vec::new(),
         };
         let training = Training {
@@ -357,8 +386,14 @@ impl Recipe {
     }
 }
 
+fn list(numbers: &[f64]) -> String {
+    let all: Vec<String> = numbers.iter().map(f64::to_string).collect();
+    all.join(",")
+}
+
 /// PGD training as in PNI's code: half of the loss is that of clean images, half that of adversarial
-/// ones, each in a pass of its own, so that each has its own statistics of batch norms.
+/// ones, each in a pass of its own, so that each has its own statistics of batch norms. The attack leads
+/// away from what the first pass, in training mode, predicts.
 struct Halves {
     attack: Pgd,
     label: LabelSource,
@@ -374,13 +409,16 @@ impl Objective<Normalised> for Halves {
         batch: &Batch<Labels>,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let clean = Clean.loss(twin, batch, pass)?;
+        let logits = twin.live.logits(&batch.pixels, pass)?;
+        let clean = cross_entropy(&logits, batch.target.tensor())?.mean_all()?;
         if self.epoch < self.delay {
             return Ok(clean);
         }
-        let crafting = pass.eval().fork(1);
-        let labels = self.label.labels(&twin.frozen, batch, &crafting)?;
-        let aim = Aim::Away(&labels);
+        let labels = match self.label {
+            LabelSource::True => batch.target.clone(),
+            LabelSource::Predicted => Labels::most_likely(&logits)?,
+        };
+        let (aim, crafting) = (Aim::Away(&labels), pass.eval().fork(1));
         let moved = Batch {
             pixels: craft(&self.attack, &twin.frozen, &batch.pixels, aim, &crafting)?,
             ..batch.clone()

@@ -3,13 +3,13 @@
 use candle_core::{DType, Tensor};
 use theriac::{Batch, Classifier, Ensemble, Labels, Pass, Pixels, Run, gradient};
 use theriac_attacks::{Access, Declare as _, Declared, Spec, Transfer};
-use theriac_data::{Dataset as _, Images, Loader, Order, Partial};
+use theriac_data::{Dataset as _, Images};
 use theriac_datasets::Split;
 use theriac_eval::{Checks, Evaluator, Robust, clean_accuracy};
-use theriac_experiment::{images, into_theriac, measured, share};
+use theriac_experiment::{batches, images, measured, share};
 use theriac_nn::Normalised;
 use theriac_pixeldp::votes;
-use theriac_tables::{BoxError, Cell, DRAWS, Interrupted, Lab, Measured};
+use theriac_tables::{BoxError, Cell, DRAWS, Lab, Measured};
 
 use crate::Settings;
 
@@ -69,6 +69,8 @@ pub(crate) fn score(settings: &Settings, cell: &Cell<'_>, lab: &Lab) -> Result<M
     if several {
         let deviation = (squares / (n - 1.0)).sqrt();
         measured.extra.insert(DRAWS.to_owned(), deviation);
+        // That of the first evaluation alone; the deviation says how far they scatter.
+        measured.interval = None;
     }
     Ok(measured)
 }
@@ -86,18 +88,8 @@ impl<'a> Work<'a> {
     fn batches(
         &self,
         run: &Run,
-    ) -> Result<impl Iterator<Item = theriac::Result<Batch<Labels>>> + 'a, BoxError> {
-        let lab = self.lab;
-        let loader = Loader::new(self.data, BATCH, Order::Sequential, Partial::Keep)?;
-        let loader = loader.dtype(DType::F32).device(run.device());
-        Ok((0..loader.batches()).map(move |batch| {
-            if lab.interrupted() {
-                return Err(theriac::Error::Other(Interrupted.into()));
-            }
-            let next = loader.epoch_from(0, batch).next();
-            let next = next.ok_or(theriac::Error::Empty { what: "batch" })?;
-            next.map_err(into_theriac)
-        }))
+    ) -> Result<impl Iterator<Item = theriac::Result<Batch<Labels>>> + use<'a>, BoxError> {
+        batches(self.data, BATCH, run, self.lab)
     }
 
     fn once(&self, repeat: u64, run: &Run) -> Result<Measured, BoxError> {
@@ -125,13 +117,21 @@ impl<'a> Work<'a> {
                 ..Checks::cheap()
             },
         };
+        let checks = Checks {
+            // FGSM with the ball that only holds a minimum-norm attack together says nothing of it.
+            fgsm: checks.fgsm && !matches!(attack, Spec::Within(_)),
+            ..checks
+        };
         let evaluator = Evaluator {
             checks,
             ..Evaluator::new(&model, run)
         };
         let batches = self.batches(run)?;
         let declared = attack.declared();
-        let robust = match (self.source, self.settings.copies) {
+        // Images of the network itself are no black box.
+        let other = self.settings.source != Some(self.settings.recipe.method);
+        let attacked = self.settings.attack_members;
+        let robust = match (self.source.filter(|_| other), self.settings.copies) {
             (Some(surrogate), _) => {
                 let name = format!("{} on the vanilla network", declared.name);
                 let declared = Declared {
@@ -154,8 +154,18 @@ impl<'a> Work<'a> {
                 let attack = Transfer { attack, surrogate };
                 evaluator.attack(&attack, &declared, batches, observe)?
             }
-            // An attack on an ensemble of one sees one draw, as the paper's.
-            (None, None) => evaluator.spec(attack, batches, observe)?,
+            (None, None) if attacked == members => evaluator.spec(attack, batches, observe)?,
+            // The published codes attack one draw and average only to score.
+            (None, None) => {
+                let name = match attacked {
+                    1 => format!("{} on one draw", declared.name),
+                    draws => format!("{} on the mean of {draws} draws", declared.name),
+                };
+                let declared = Declared { name, ..declared };
+                let surrogate = Ensemble::new(self.network, attacked);
+                let attack = Transfer { attack, surrogate };
+                evaluator.attack(&attack, &declared, batches, observe)?
+            }
         };
         Ok(self.counted(&robust))
     }
