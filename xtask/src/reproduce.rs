@@ -643,7 +643,7 @@ mod tests {
             .to_string();
         assert!(
             error.contains(
-                "unknown paper \"epochwize\"; known: bpn, counteract, epochwise, learn2perturb"
+                "unknown paper \"epochwize\"; known: advamd, bpn, counteract, epochwise, learn2perturb"
             ),
             "{error}"
         );

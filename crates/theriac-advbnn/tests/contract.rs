@@ -111,7 +111,9 @@ fn the_loss_is_that_of_adversarial_images() -> Result<()> {
         twin.map(|twin| (params, twin))
     };
     let (params, twin) = build()?;
-    let loss = method.objective(pgd(), &params, 100)?.loss(&twin, &batch, &pass)?;
+    let loss = method
+        .objective(pgd(), &params, 100)?
+        .loss(&twin, &batch, &pass)?;
     // By hand, on a network of its own: training mode moves statistics.
     let (_, twin) = build()?;
     let (x, aim) = (&batch.pixels, Aim::Away(&batch.target));

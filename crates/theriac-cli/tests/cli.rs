@@ -278,10 +278,23 @@ fn a_file_that_says_all_needs_no_options() {
     let kept = std::fs::read_dir(kept).unwrap().map(|entry| entry.unwrap());
     let kept = kept.map(|entry| entry.path());
     let name = "e7a09b88";
-    let mut kept = kept.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(name));
+    let mut kept = kept.filter(|path| {
+        path.file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with(name)
+    });
     let file = kept.next().unwrap().join("model.safetensors");
     std::fs::copy(file, dir.path().join("mixup.safetensors")).unwrap();
-    let attack = ["attack", "mixup.safetensors", "--attack", "fgsm", "--eps", "0"];
+    let attack = [
+        "attack",
+        "mixup.safetensors",
+        "--attack",
+        "fgsm",
+        "--eps",
+        "0",
+    ];
     let data = ["--data", "cifar10:sample", "--images", "20", "--json"];
     let attack = [&attack[..], &data[..]].concat();
     let right = |more: &[&str]| {
@@ -291,7 +304,10 @@ fn a_file_that_says_all_needs_no_options() {
     };
     let said = right(&[]);
     assert!(said >= 15, "{said} of 20");
-    assert_eq!(said, right(&["--arch", "resnet20", "--mean", "0.5", "--std", "0.5"]));
+    assert_eq!(
+        said,
+        right(&["--arch", "resnet20", "--mean", "0.5", "--std", "0.5"])
+    );
     assert_ne!(said, right(&["--mean", "0", "--std", "1"]));
 }
 

@@ -310,7 +310,10 @@ fn a_step_is_that_of_the_algorithm() {
         let loss = ((mean(&logits) + mean(&second)).unwrap() * 0.5).unwrap();
         let value = f64::from(loss.to_scalar::<f32>().unwrap());
         let told = history[0].loss;
-        assert!((told - value).abs() < 1e-5 * value, "{told} against {value}");
+        assert!(
+            (told - value).abs() < 1e-5 * value,
+            "{told} against {value}"
+        );
         let grads = loss.backward().unwrap();
         let found = method.thetas(&twin.params).unwrap();
         for ((path, theta), (_, found)) in thetas.iter().zip(&found) {

@@ -124,7 +124,10 @@ fn every_convolution_of_a_network_has_noise_of_its_own() -> Result<()> {
     // A stem, eight blocks of two, three shortcuts.
     assert_eq!(seen.len(), 20);
     for (i, noise) in seen.iter().enumerate() {
-        assert!(noise.iter().any(|value| value.abs() > 1e-3), "convolution {i}");
+        assert!(
+            noise.iter().any(|value| value.abs() > 1e-3),
+            "convolution {i}"
+        );
     }
     // Purposes differ: the same weights under two paths give other noise.
     let at = |path: &str| -> Result<Vec<f64>> {
@@ -134,7 +137,9 @@ fn every_convolution_of_a_network_has_noise_of_its_own() -> Result<()> {
         let eye = Tensor::eye(4, DType::F32, &Device::Cpu)?;
         params.all()[0].1.set(&eye.reshape((4, 4, 1, 1))?)?;
         let x = Tensor::zeros((1, 4, 8, 8), DType::F32, &Device::Cpu)?;
-        Ok(host(&layer.forward(&x, &Run::new(2, &Device::Cpu).eval(&[0]))?))
+        Ok(host(
+            &layer.forward(&x, &Run::new(2, &Device::Cpu).eval(&[0]))?,
+        ))
     };
     assert_ne!(at("a")?, at("b")?);
     assert_eq!(at("a")?, at("a")?);

@@ -34,7 +34,10 @@ impl Crafted<'_> {
     }
 
     fn run(&self) -> Result<Run, BoxError> {
-        Ok(Run::new(self.cell.seed, &theriac::device(&self.lab.device)?))
+        Ok(Run::new(
+            self.cell.seed,
+            &theriac::device(&self.lab.device)?,
+        ))
     }
 
     /// The perturbations of all images.
@@ -129,7 +132,13 @@ impl Crafted<'_> {
             let batch = batch?;
             let pass = run.eval(&batch.samples);
             let images = (&batch.pixels, &batch.target);
-            tally.count(self.recipe.alpha, self.vanilla, self.attack()?, images, &pass)?;
+            tally.count(
+                self.recipe.alpha,
+                self.vanilla,
+                self.attack()?,
+                images,
+                &pass,
+            )?;
             done += batch.len() as u64;
             self.lab
                 .progress("how vulnerable classes are", done, data.len() as u64);

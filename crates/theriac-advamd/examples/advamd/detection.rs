@@ -55,6 +55,8 @@ pub(crate) fn caught(
         correct: caught,
         n: moved.len(),
     });
-    measured.extra.insert("area under the ROC".to_owned(), roc.area);
+    measured
+        .extra
+        .insert("area under the ROC".to_owned(), roc.area);
     Ok(measured)
 }

@@ -481,7 +481,10 @@ impl Recipe {
             };
             let about = BTreeMap::from([
                 ("stage".to_owned(), "auto-encoder of MagNet".to_owned()),
-                ("parts".to_owned(), serde_json::to_string(&key.magnet.parts)?),
+                (
+                    "parts".to_owned(),
+                    serde_json::to_string(&key.magnet.parts)?,
+                ),
                 ("data".to_owned(), self.data.clone()),
                 ("epochs".to_owned(), self.magnet.epochs.to_string()),
                 ("seed".to_owned(), cell.seed.to_string()),

@@ -373,7 +373,11 @@ fn marks(
     let mut all = Vec::new();
     for batch in batches(data, BATCH, run, lab)? {
         let batch = batch?;
-        all.extend(marks_of(detector, &batch.pixels, &run.eval(&batch.samples))?);
+        all.extend(marks_of(
+            detector,
+            &batch.pixels,
+            &run.eval(&batch.samples),
+        )?);
     }
     Ok(all)
 }

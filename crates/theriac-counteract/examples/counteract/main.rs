@@ -203,7 +203,10 @@ impl Settings {
         let long = aim != Aiming::None && steps > 10;
         let most = self.most.filter(|_| many);
         let long = self.long.filter(|_| long);
-        [most, long].into_iter().flatten().fold(self.test, usize::min)
+        [most, long]
+            .into_iter()
+            .flatten()
+            .fold(self.test, usize::min)
     }
 
     fn check(&self, measure: &str) -> Result<(), BoxError> {

@@ -5,9 +5,7 @@ use std::fs;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
-use theriac::{
-    Batch, Budget, Classifier, Labels, Mode, Pass, Pixels, Rng, Run, scores,
-};
+use theriac::{Batch, Budget, Classifier, Labels, Mode, Pass, Pixels, Rng, Run, scores};
 use theriac_attacks::{Access, Apgd, Declare as _, Declared, Loss, Pgd, Start, Transfer};
 use theriac_counteract::AddBack;
 use theriac_data::{Dataset as _, Images};
@@ -154,11 +152,7 @@ impl<'a> Work<'a> {
 
     /// Images crafted on the bare network. Where that is what they are judged on, it is a white-box
     /// attack with all checks; else the attacker knew nothing of the defence.
-    fn oblivious<C: Classifier>(
-        &self,
-        defended: &C,
-        stored: &Stored,
-    ) -> Result<Robust, BoxError> {
+    fn oblivious<C: Classifier>(&self, defended: &C, stored: &Stored) -> Result<Robust, BoxError> {
         let declared = self.settings.attack.pgd()?.declared();
         let reference = self.settings.attack.aim.reference();
         let evaluator = Evaluator {
