@@ -3,6 +3,7 @@
 //! `cargo xtask reproduce counteract` runs it; alone it takes the same options as every paper's
 //! example, see `--help`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use theriac_counteract::{Kind, Settings as Ours};
 use theriac_experiment::use_threads;
 use theriac_tables::{BoxError, Cell, Experiment, Lab, Measured};
 
-use crate::training::Recipe;
+use crate::training::{Method, Recipe};
 
 mod attacked;
 mod cost;
@@ -37,12 +38,13 @@ struct Settings {
     samples: bool,
     /// Test images.
     test: usize,
-    /// No more than these for defences of many executions and attackers who know the defence.
+    /// No more than these for defences of many executions and attackers who know the defence, on
+    /// the networks of each method.
     #[serde(default)]
-    most: Option<usize>,
+    most: BTreeMap<Method, usize>,
     /// No more than these under attacks of more than ten steps.
     #[serde(default)]
-    long: Option<usize>,
+    long: BTreeMap<Method, usize>,
     #[serde(default)]
     defence: Defence,
     #[serde(default)]
@@ -201,12 +203,10 @@ impl Settings {
         } = self.attack;
         let many = !self.defence.each.is_empty() || knows != Knows::Nothing;
         let long = aim != Aiming::None && steps > 10;
-        let most = self.most.filter(|_| many);
-        let long = self.long.filter(|_| long);
-        [most, long]
-            .into_iter()
-            .flatten()
-            .fold(self.test, usize::min)
+        let limits = [(many, &self.most), (long, &self.long)];
+        let limits = limits.into_iter().filter(|(holds, _)| *holds);
+        let limits = limits.filter_map(|(_, limits)| limits.get(&self.recipe.method));
+        limits.copied().fold(self.test, usize::min)
     }
 
     fn check(&self, measure: &str) -> Result<(), BoxError> {
