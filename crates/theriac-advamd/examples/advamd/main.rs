@@ -134,6 +134,7 @@ impl Experiment for Experiments {
                     recipe: settings.recipe.of(Method::None),
                     test: scored.right.len(),
                     most: None,
+                    auxiliary: false,
                     ..settings
                 };
                 scored.less(&scoring::clean(&vanilla, cell, lab)?)
