@@ -129,12 +129,13 @@ pub(crate) struct Base<'a> {
     adam: bool,
 }
 
-/// What an amended network depends on.
+/// What the network of a method depends on.
 #[derive(Debug, Serialize)]
 struct Key<'a> {
     base: Base<'a>,
     method: Method,
-    epochs: usize,
+    /// `None` for methods that train nothing on.
+    epochs: Option<usize>,
     /// `None` for methods without adversarial images.
     crafted: Option<(&'a Attack, Amendment, bool)>,
     /// `None` unless losses are weighted.
@@ -194,6 +195,11 @@ impl Recipe {
         }
     }
 
+    /// The network stays as it is.
+    fn keeps(&self) -> bool {
+        matches!(self.method, Method::None | Method::Magnet)
+    }
+
     pub(crate) fn key(&self) -> impl Serialize + '_ {
         let amendment = self.amendment();
         let adversarial = matches!(self.method, Method::AdvTrain | Method::AdvAmd);
@@ -202,7 +208,7 @@ impl Recipe {
         Key {
             base: self.base(),
             method: self.method,
-            epochs: self.epochs,
+            epochs: (!self.keeps()).then_some(self.epochs),
             crafted: self
                 .attack
                 .as_ref()
@@ -270,7 +276,7 @@ impl Recipe {
         lab: &Lab,
         device: &Device,
     ) -> Result<Twin<Normalised>, BoxError> {
-        if matches!(self.method, Method::None | Method::Magnet) {
+        if self.keeps() {
             return self.vanilla(cell, lab, device);
         }
         let folder = lab.memo(cell, "train", &self.key(), |folder| {

@@ -59,7 +59,6 @@ impl Scored {
 #[derive(Serialize)]
 struct Key<'a, R> {
     recipe: R,
-    method: Method,
     /// `None` for all but MagNet.
     magnet: Option<(&'a Magnet, usize)>,
     samples: bool,
@@ -87,47 +86,26 @@ fn scored(
     let recipe = &settings.recipe;
     let magnet = (recipe.method == Method::Magnet).then_some((&recipe.magnet, recipe.held));
     let images = settings.images(attack.is_some());
-    let of = |attack| (attack, settings.crafted_on, settings.rejected);
-    let folder = {
-        let make = |folder: &std::path::Path| {
-            let device = theriac::device(&lab.device)?;
-            let work = Work {
-                settings,
-                run: &Run::new(cell.seed, &device),
-                data: &test_images(settings, images, lab)?,
-                cell,
-                lab,
-            };
-            let scored = work.scored(attack)?;
-            Ok(fs::write(folder.join(FILE), serde_json::to_vec(&scored)?)?)
-        };
-        match recipe.method {
-            Method::None | Method::Magnet => {
-                let key = Key {
-                    recipe: recipe.base(),
-                    method: recipe.method,
-                    magnet,
-                    samples: settings.samples,
-                    images,
-                    attack: attack.map(of),
-                    auxiliary: settings.auxiliary,
-                };
-                lab.memo(cell, "score", &key, make)?
-            }
-            method => {
-                let key = Key {
-                    recipe: recipe.key(),
-                    method,
-                    magnet,
-                    samples: settings.samples,
-                    images,
-                    attack: attack.map(of),
-                    auxiliary: settings.auxiliary,
-                };
-                lab.memo(cell, "score", &key, make)?
-            }
-        }
+    let key = Key {
+        recipe: recipe.key(),
+        magnet,
+        samples: settings.samples,
+        images,
+        attack: attack.map(|attack| (attack, settings.crafted_on, settings.rejected)),
+        auxiliary: settings.auxiliary,
     };
+    let folder = lab.memo(cell, "score", &key, |folder| {
+        let device = theriac::device(&lab.device)?;
+        let work = Work {
+            settings,
+            run: &Run::new(cell.seed, &device),
+            data: &test_images(settings, images, lab)?,
+            cell,
+            lab,
+        };
+        let scored = work.scored(attack)?;
+        Ok(fs::write(folder.join(FILE), serde_json::to_vec(&scored)?)?)
+    })?;
     Ok(serde_json::from_slice(&fs::read(folder.join(FILE))?)?)
 }
 
@@ -307,8 +285,8 @@ pub(crate) struct Defence<'a> {
     held: Images,
 }
 
-/// A detector with its name.
-type Named<'a> = Box<dyn Detector + 'a>;
+/// Any detector.
+type Any<'a> = Box<dyn Detector + 'a>;
 
 impl<'a> Defence<'a> {
     pub(crate) fn new(
@@ -325,14 +303,14 @@ impl<'a> Defence<'a> {
         })
     }
 
-    pub(crate) fn reconstruction(&self) -> Named<'_> {
+    pub(crate) fn reconstruction(&self) -> Any<'_> {
         Box::new(Reconstruction {
             auto_encoder: &self.encoder.frozen,
             power: 1,
         })
     }
 
-    pub(crate) fn divergence(&self, temperature: f64) -> Named<'_> {
+    pub(crate) fn divergence(&self, temperature: f64) -> Any<'_> {
         Box::new(Divergence {
             auto_encoder: &self.encoder.frozen,
             model: self.network,
