@@ -90,6 +90,14 @@ pub enum Error {
         /// Ways out.
         remedy: String,
     },
+    /// Weights on the hub have another form of name.
+    #[error(
+        "`{text}` names no weights; write OWNER/NAME, OWNER/NAME/FILE or OWNER/NAME@REVISION/FILE"
+    )]
+    Weights {
+        /// The name as asked for.
+        text: String,
+    },
     /// The network or the server failed.
     #[error("download of {file} from {origin} failed: {cause}; {remedy}")]
     Download {

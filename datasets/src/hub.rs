@@ -1,4 +1,4 @@
-//! Downloads from the Hugging Face hub: the only place in the workspace that opens the network.
+//! Data sets from the Hugging Face hub.
 //!
 //! The official mirrors keep Parquet files of PNG images; they are turned back into the authors'
 //! bytes, which the checksums prove. Rows may come in another order than the numbering of the
@@ -8,7 +8,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
@@ -16,12 +15,12 @@ use parquet::data_type::{ByteArrayType, DataType, Int64Type};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::Error;
+use crate::client::{Bar, PUBLIC};
 use crate::description::{Description, Source, Split};
 use crate::files::{Event, write_whole};
 use crate::format::{Content, encode, sha256};
 use crate::picture::Picture;
 
-const PUBLIC: &str = "https://huggingface.co";
 /// Rows read at a time.
 const ROWS: usize = 1024;
 
@@ -277,25 +276,5 @@ fn is_bad_resume(error: &ApiError) -> bool {
         // "Range Not Satisfiable".
         ApiError::RequestError(inner) => inner.to_string().contains("416"),
         _ => false,
-    }
-}
-
-/// Our progress events from those of the client.
-struct Bar<'a>(&'a mut dyn FnMut(Event<'_>));
-
-impl Progress for Bar<'_> {
-    fn init(&mut self, size: usize, filename: &str) {
-        (self.0)(Event::Begin {
-            file: filename,
-            bytes: size as u64,
-        });
-    }
-
-    fn update(&mut self, size: usize) {
-        (self.0)(Event::Advance { bytes: size as u64 });
-    }
-
-    fn finish(&mut self) {
-        (self.0)(Event::End);
     }
 }

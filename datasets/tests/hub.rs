@@ -12,7 +12,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use sha2::{Digest, Sha256};
-use theriac_datasets::{Description, Error, Event, Files, Options};
+use theriac_datasets::{Description, Error, Event, Files, Hub as Client, Options, Weights};
 use tiny_http::{Header, Response, Server};
 
 /// `(path, first byte asked for)` of each request.
@@ -39,9 +39,8 @@ impl Hub {
                     let range = range.map_or("bytes=0-", |h| h.value.as_str()).to_owned();
                     let (from, to) = range[6..].split_once('-').unwrap();
                     let (from, to) = (from.parse::<usize>().unwrap(), to.parse::<usize>().ok());
-                    let name = request
-                        .url()
-                        .trim_start_matches("/datasets/owner/tiny/resolve/main/");
+                    let (folder, name) = request.url().split_once("/resolve/main/").unwrap();
+                    assert!(["/datasets/owner/tiny", "/owner/tiny"].contains(&folder));
                     log.lock().unwrap().push((name.to_owned(), from));
                     let response = match files.get(name) {
                         None => Response::from_data(vec![]).with_status_code(404),
@@ -451,4 +450,53 @@ fn offline_opens_no_connection() {
     let error = about.resolve(&offline, &mut |_| {}).unwrap_err();
     assert!(matches!(error, Error::Offline { .. }), "{error}");
     assert!(hub.requests().is_empty());
+}
+
+#[test]
+fn weights_are_downloaded_once() {
+    let bytes: Vec<u8> = (0..5000).map(|i| (i % 251) as u8).collect();
+    let hub = Hub::start(HashMap::from([(
+        "model.safetensors".to_owned(),
+        bytes.clone(),
+    )]));
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client {
+        cache: Some(cache.path().to_owned()),
+        endpoint: Some(hub.endpoint.clone()),
+        offline: false,
+    };
+    let offline = Client {
+        offline: true,
+        ..client.clone()
+    };
+    let weights: Weights = "owner/tiny".parse().unwrap();
+    let text = weights
+        .fetch(&offline, &mut |_| {})
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("model.safetensors") && text.contains("by hand"),
+        "{text}"
+    );
+    assert!(hub.requests().is_empty());
+    let mut arrived = 0;
+    let path = weights.fetch(&client, &mut |event| {
+        if let Event::Advance { bytes } = event {
+            arrived += bytes;
+        }
+    });
+    assert_eq!(fs::read(path.unwrap()).unwrap(), bytes);
+    assert_eq!(arrived, bytes.len() as u64);
+    let before = hub.requests();
+    for client in [&client, &offline] {
+        let path = weights.fetch(client, &mut |_| {}).unwrap();
+        assert_eq!(fs::read(path).unwrap(), bytes);
+    }
+    assert_eq!(hub.requests(), before);
+    let other: Weights = "owner/tiny/pytorch_model.bin".parse().unwrap();
+    let text = other.fetch(&client, &mut |_| {}).unwrap_err().to_string();
+    assert!(
+        text.contains("owner/tiny/resolve/main/pytorch_model.bin"),
+        "{text}"
+    );
 }

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use theriac::{Classifier, Pass, Pixels, Result};
-use theriac_nn::{Conv, Layer, Layers, Linear, Network, Params, Plain, Twin, Value, VarBuilder};
+use theriac_nn::{
+    BatchNorm, Conv, Layer, Layers, Linear, Network, Params, Plain, Twin, Value, VarBuilder,
+};
 use theriac_ops::PoolConfig;
 
 use crate::golden;
@@ -109,7 +111,7 @@ fn residual(layers: &dyn Layers, vb: VarBuilder) -> Result<Network> {
     let normed = |net: &mut Network, x: Value, conv: Conv, names: [&str; 2]| -> Result<Value> {
         let outputs = conv.outputs;
         let h = net.layer(x, layers.conv(&conv.no_bias(), vb.pp(names[0]))?);
-        Ok(net.layer(h, layers.norm(outputs, vb.pp(names[1]))?))
+        Ok(net.layer(h, layers.norm(&BatchNorm::new(outputs), vb.pp(names[1]))?))
     };
     let three = |inputs, outputs| Conv::new(inputs, outputs, 3).padding(1);
     let x = net.image();

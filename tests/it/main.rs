@@ -21,6 +21,7 @@ mod determinism;
 mod epochwise;
 mod golden_gradients;
 mod golden_models;
+mod imagenet;
 mod inference;
 mod layers;
 mod networks;

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use theriac::{Bank, Classifier, Error, Pass, Pixels, Result};
-use theriac_nn::{Form, Layer, Layers, Moments, Plain, VarBuilder};
+use theriac_nn::{BatchNorm, Form, Layer, Layers, Moments, Plain, VarBuilder};
 
 /// The bank that adversarial images go through; the ordinary one is [`Bank`] 0.
 pub const AUXILIARY: Bank = Bank(1);
@@ -66,10 +66,10 @@ fn main_path(path: &str) -> Option<String> {
 }
 
 impl Layers for TwoBanks {
-    fn norm(&self, channels: usize, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+    fn norm(&self, spec: &BatchNorm, vb: VarBuilder) -> Result<Box<dyn Layer>> {
         Ok(Box::new(Banks {
-            main: Plain.norm(channels, vb.clone())?,
-            auxiliary: Plain.norm(channels, vb.pp(NAME))?,
+            main: Plain.norm(spec, vb.clone())?,
+            auxiliary: Plain.norm(spec, vb.pp(NAME))?,
         }))
     }
 

@@ -32,13 +32,12 @@ impl Layers for Posterior {
         Ok(spec.drawn(move |pass| drawn.draw(pass)))
     }
 
-    fn norm(&self, channels: usize, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+    fn norm(&self, spec: &BatchNorm, vb: VarBuilder) -> Result<Box<dyn Layer>> {
         let unit = candle_nn::Init::Uniform { lo: 0.0, up: 1.0 };
-        let weight = vb.get_with_hints(channels, "weight", unit)?;
-        let bias = vb.get_with_hints(channels, "bias", candle_nn::init::ZERO)?;
+        let weight = vb.get_with_hints(spec.channels, "weight", unit)?;
+        let bias = vb.get_with_hints(spec.channels, "bias", candle_nn::init::ZERO)?;
         let drawn = self.drawn((weight, Some(bias)), &vb)?;
-        let norm = BatchNorm::drawn(channels, vb, move |pass| drawn.draw(pass))?;
-        Ok(Box::new(norm))
+        spec.drawn(vb, move |pass| drawn.draw(pass))
     }
 }
 

@@ -1,20 +1,23 @@
 //! `theriac convert`.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Tensor};
 use theriac::{Classifier as _, Pixels, Run, scores};
 use theriac_nn::{Params, Plain, Saved};
 
 use crate::Common;
-use crate::subject::arch;
+use crate::subject::{arch, local};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// A state dict of PyTorch, saved with `safetensors.torch.save_file`.
+    /// A state dict of PyTorch: a safetensors file, or one that `torch.save` wrote, called *.pth,
+    /// *.pt or *.bin; `hf:OWNER/NAME/FILE` is one on the Hugging Face hub.
     from: PathBuf,
     /// The weights file to write.
     to: PathBuf,
@@ -24,6 +27,9 @@ pub(crate) struct Options {
     /// Number of classes.
     #[arg(long, default_value_t = 10, value_name = "K")]
     classes: usize,
+    /// The state dict is the entry KEY of what `torch.save` wrote.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Names that begin with OLD begin with NEW; may be given several times.
     #[arg(long, value_name = "OLD=NEW")]
     rename: Vec<String>,
@@ -43,7 +49,8 @@ const PREFIXES: [&str; 5] = ["module.", "model.", "net.", "network.", "_orig_mod
 const CLOSE: f64 = 1e-4;
 
 pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
-    let saved = Saved::read(&options.from)?;
+    let from = local(&options.from)?;
+    let saved = read(&from, options.key.as_deref())?;
     let params = Params::new(0, DType::F32, &Device::Cpu);
     let network = arch(&options.arch, options.classes)?.build(&Plain, params.frozen())?;
     let names = pairs(options, &saved, &params)?;
@@ -51,7 +58,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
         let name = names
             .get(&path)
             .with_context(|| absent(&path, &saved, options))?;
-        let value = saved.tensor(name, &Device::Cpu)?.to_dtype(DType::F32)?;
+        let value = saved[name].to_dtype(DType::F32)?;
         ensure!(
             value.dims() == var.dims(),
             "{name} has shape {:?}, {path} of {} has {:?}",
@@ -69,9 +76,7 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
         ("model".to_owned(), options.arch.clone()),
         (
             "converted_from".to_owned(),
-            options
-                .from
-                .file_name()
+            from.file_name()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned(),
@@ -99,10 +104,58 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Tensors by name.
+type Tensors = BTreeMap<String, Tensor>;
+
+/// The tensors of a state dict.
+fn read(path: &Path, key: Option<&str>) -> Result<Tensors> {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    if !matches!(ending, Some("pth" | "pt" | "bin")) {
+        ensure!(
+            key.is_none(),
+            "--key is for files of torch.save; {} is read as safetensors",
+            path.display()
+        );
+        let saved = Saved::read(path)?;
+        let tensor = |name: &str| Ok((name.to_owned(), saved.tensor(name, &Device::Cpu)?));
+        return saved.names().map(tensor).collect();
+    }
+    let mut start = [0; 2];
+    let file = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    file.with_context(|| path.display().to_string())?;
+    ensure!(
+        start == *b"PK",
+        "{0} is no file of torch.save since version 1.6; in Python, torch.save(torch.load({0:?}), \
+         \"new.pth\") writes one",
+        path.display()
+    );
+    let all = PthTensors::new(path, key).with_context(|| path.display().to_string())?;
+    ensure!(
+        !all.tensor_infos().is_empty(),
+        "{} holds no tensors by name: if its state dict is an entry, give --key, such as \
+         --key state_dict",
+        path.display()
+    );
+    let mut tensors = Tensors::new();
+    for (name, about) in all.tensor_infos() {
+        // candle 0.11 reads a part of a larger storage from the wrong place.
+        ensure!(
+            about.layout.start_offset() == 0,
+            "{name} of {} is part of a larger tensor: save a copy, {{k: v.clone() for k, v in \
+             state.items()}}",
+            path.display()
+        );
+        let tensor = all.get(name).with_context(|| name.clone())?;
+        tensors.extend(tensor.map(|tensor| (name.clone(), tensor)));
+    }
+    Ok(tensors)
+}
+
 /// Paths of the network and the names in the file that go with them.
-fn pairs(options: &Options, saved: &Saved, params: &Params) -> Result<BTreeMap<String, String>> {
+fn pairs(options: &Options, saved: &Tensors, params: &Params) -> Result<BTreeMap<String, String>> {
     let names: Vec<&str> = saved
-        .names()
+        .keys()
+        .map(String::as_str)
         .filter(|name| !name.ends_with("num_batches_tracked"))
         .collect();
     if options.by_shape {
@@ -142,7 +195,7 @@ fn pairs(options: &Options, saved: &Saved, params: &Params) -> Result<BTreeMap<S
 
 /// Pairs tensors that have a shape of their own.
 fn by_shape(
-    saved: &Saved,
+    saved: &Tensors,
     names: &[&str],
     paths: &[(String, candle_core::Var)],
 ) -> Result<BTreeMap<String, String>> {
@@ -150,7 +203,7 @@ fn by_shape(
     for (path, var) in paths {
         let alike: Vec<&&str> = names
             .iter()
-            .filter(|name| saved.shape(name) == Some(var.dims()))
+            .filter(|name| saved[**name].dims() == var.dims())
             .collect();
         let [one] = alike[..] else {
             bail!(
@@ -164,8 +217,8 @@ fn by_shape(
     Ok(pairs)
 }
 
-fn absent(path: &str, saved: &Saved, options: &Options) -> String {
-    let names: Vec<&str> = saved.names().take(40).collect();
+fn absent(path: &str, saved: &Tensors, options: &Options) -> String {
+    let names: Vec<&str> = saved.keys().map(String::as_str).take(40).collect();
     format!(
         "{} has nothing for {path} of {}; it has {}: give --rename OLD=NEW",
         options.from.display(),

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
+use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use theriac::Classifier;
 use theriac_data::{Dataset as _, Images};
-use theriac_datasets::{Options as Places, Role, Split, embedded, resolve};
+use theriac_datasets::{Event, Hub, Options as Places, Role, Split, Weights, embedded, resolve};
 use theriac_models::Spec;
 use theriac_nn::{Network, Normalised, Params, Plain, Saved};
 use theriac_onnx::OnnxModel;
@@ -18,7 +19,7 @@ use theriac_onnx::OnnxModel;
 pub(crate) struct ModelOptions {
     /// The network: lenet5, atda-cnn, advertorch-lenet, resnet20 (32, 44, 56, 110),
     /// resnet18-cifar, resnet50-cifar, bottleneck-resnet, wrn-28-10, resnet18, resnet34, resnet50,
-    /// or as in TOML: '{ kind = "resnet-v1", depth = 20, width = 64, classes = 10 }'. By default what the
+    /// deit-tiny, deit-small, deit-base, efficientnet-lite0, squeezenet, or as in TOML: '{ kind = "resnet-v1", depth = 20, width = 64, classes = 10 }'. By default what the
     /// file says of itself.
     #[arg(long, value_name = "NAME")]
     pub(crate) arch: Option<String>,
@@ -81,6 +82,11 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
         "resnet50" => Spec::Resnet50 { classes },
         "resnet18-cifar" => Spec::Resnet18Cifar { classes },
         "resnet50-cifar" => Spec::Resnet50Cifar { classes },
+        "efficientnet-lite0" => Spec::EfficientnetLite0 { classes },
+        "squeezenet" => Spec::Squeezenet { classes },
+        "deit-tiny" => Spec::DeitTiny { classes },
+        "deit-small" => Spec::DeitSmall { classes },
+        "deit-base" => Spec::DeitBase { classes },
         "bottleneck-resnet" => Spec::BottleneckResnet { classes },
         "wrn-28-10" => Spec::WideResnet {
             depth: 28,
@@ -104,7 +110,7 @@ pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
         other => bail!(
             "--arch {other}: unknown; there are lenet5, atda-cnn, advertorch-lenet, resnet20, 32, \
              44, 56, 110, resnet18-cifar, resnet50-cifar, bottleneck-resnet, wrn-28-10, resnet18, \
-             resnet34, resnet50, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
+             resnet34, resnet50, deit-tiny, deit-small, deit-base, efficientnet-lite0, squeezenet, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
              classes = 10 }}'"
         ),
     })
@@ -117,14 +123,44 @@ pub(crate) fn is_onnx(path: &Path, said: bool) -> bool {
         .is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
 }
 
+/// What begins the name of weights on the Hugging Face hub.
+const HUB: &str = "hf:";
+
+/// The file of a name: of `hf:OWNER/NAME` the local copy, downloaded if there is none.
+pub(crate) fn local(path: &Path) -> Result<PathBuf> {
+    let Some(name) = path.to_str().and_then(|path| path.strip_prefix(HUB)) else {
+        return Ok(path.to_owned());
+    };
+    let weights: Weights = name.parse()?;
+    let hub = Hub {
+        endpoint: Places::from_env().endpoint,
+        ..Hub::default()
+    };
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{msg} {bar:30} {binary_bytes}/{binary_total_bytes} {eta}",
+    )?);
+    let path = weights.fetch(&hub, &mut |event| match event {
+        Event::Begin { file, bytes } => {
+            bar.set_message(file.to_owned());
+            bar.set_length(bytes);
+            bar.set_position(0);
+        }
+        Event::Advance { bytes } => bar.inc(bytes),
+        _ => bar.finish_and_clear(),
+    });
+    bar.finish_and_clear();
+    Ok(path?)
+}
+
 /// Reads a file into its network, for these images.
 pub(crate) fn open(
-    path: &Path,
+    name: &Path,
     options: &ModelOptions,
     data: &Images,
     dtype: DType,
     device: &Device,
 ) -> Result<Model> {
+    let path = &local(name)?;
     let params = Params::new(0, dtype, device);
     let (network, arch, said) = match is_onnx(path, options.onnx) {
         true => {

@@ -28,7 +28,9 @@
 
 use candle_core::{DType, Tensor};
 use theriac::{Error, Pass, Result};
-use theriac_nn::{Conv, Form, Init, Layer, Layers, Linear, Network, Site, Value, VarBuilder};
+use theriac_nn::{
+    BatchNorm, Conv, Form, Init, Layer, Layers, Linear, Network, Site, Value, VarBuilder,
+};
 use theriac_ops::network::Op;
 use theriac_ops::{ConvConfig, PoolConfig, conv2d};
 
@@ -392,7 +394,9 @@ impl Residual<'_> {
         let outputs = conv.outputs;
         let conv = conv.no_bias().init(self.plan.init);
         let h = self.net.layer(x, self.layers.conv(&conv, conv_at)?);
-        Ok(self.net.layer(h, self.layers.norm(outputs, norm_at)?))
+        Ok(self
+            .net
+            .layer(h, self.layers.norm(&BatchNorm::new(outputs), norm_at)?))
     }
 
     fn site(&mut self, site: Site, h: Value, shape: Shape, vb: VarBuilder) -> Result<Value> {
@@ -687,7 +691,10 @@ mod tests {
             stem.image(),
             Plain.conv(&conv, params.frozen().pp("conv1"))?,
         );
-        let h = stem.layer(h, Plain.norm(16, params.frozen().pp("bn1"))?);
+        let h = stem.layer(
+            h,
+            Plain.norm(&BatchNorm::new(16), params.frozen().pp("bn1"))?,
+        );
         stem.relu(h);
         let run = Run::new(0, &Device::Cpu);
         let pass = run.eval(&[0, 1]);

@@ -15,7 +15,7 @@
 //! `.shortcut.1`, `linear`. PyTorch's initial values. Inputs lie in [0, 1].
 
 use theriac::Result;
-use theriac_nn::{Conv, Layers, Linear, Network, Site, Value, VarBuilder};
+use theriac_nn::{BatchNorm, Conv, Layers, Linear, Network, Site, Value, VarBuilder};
 
 use crate::resnet::positive;
 
@@ -110,7 +110,9 @@ impl Build<'_> {
         let h = self
             .net
             .layer(x, self.layers.conv(&conv.no_bias(), conv_at)?);
-        Ok(self.net.layer(h, self.layers.norm(outputs, norm_at)?))
+        Ok(self
+            .net
+            .layer(h, self.layers.norm(&BatchNorm::new(outputs), norm_at)?))
     }
 }
 

@@ -5,9 +5,9 @@ use theriac::Result;
 use theriac_nn::{Layers, Network, VarBuilder};
 
 use crate::{
-    Transformer, advertorch_lenet, atda_cnn, bottleneck_resnet, lenet, resnet_v1, resnet18,
-    resnet18_cifar, resnet18_fc3, resnet34, resnet50, resnet50_cifar, resnext29, vgg16,
-    wide_resnet,
+    Transformer, advertorch_lenet, atda_cnn, bottleneck_resnet, efficientnet_lite0, lenet,
+    resnet_v1, resnet18, resnet18_cifar, resnet18_fc3, resnet34, resnet50, resnet50_cifar,
+    resnext29, squeezenet, vgg16, wide_resnet,
 };
 
 /// A network as it stands in TOML: `{ kind = "lenet" }`,
@@ -85,6 +85,16 @@ pub enum Spec {
         /// Number of classes.
         classes: usize,
     },
+    /// [`efficientnet_lite0`].
+    EfficientnetLite0 {
+        /// Number of classes.
+        classes: usize,
+    },
+    /// [`squeezenet()`].
+    Squeezenet {
+        /// Number of classes.
+        classes: usize,
+    },
     /// [`Transformer::tiny`].
     DeitTiny {
         /// Number of classes.
@@ -152,6 +162,8 @@ impl Spec {
             Self::Resnet18 { classes } => resnet18(layers, vb, classes),
             Self::Resnet34 { classes } => resnet34(layers, vb, classes),
             Self::Resnet50 { classes } => resnet50(layers, vb, classes),
+            Self::EfficientnetLite0 { classes } => efficientnet_lite0(layers, vb, classes),
+            Self::Squeezenet { classes } => squeezenet(layers, vb, classes),
             Self::DeitTiny { classes } => Transformer::tiny(classes).build(layers, vb),
             Self::DeitSmall { classes } => Transformer::small(classes).build(layers, vb),
             Self::DeitBase { classes } => Transformer::base(classes).build(layers, vb),
@@ -227,6 +239,14 @@ mod tests {
             (
                 "kind = \"deit-cifar\"\nclasses = 10",
                 Spec::DeitCifar { classes: 10 },
+            ),
+            (
+                "kind = \"efficientnet-lite0\"\nclasses = 1000",
+                Spec::EfficientnetLite0 { classes: 1000 },
+            ),
+            (
+                "kind = \"squeezenet\"\nclasses = 1000",
+                Spec::Squeezenet { classes: 1000 },
             ),
             (
                 "kind = \"resnet50\"\nclasses = 1000",

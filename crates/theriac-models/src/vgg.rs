@@ -12,7 +12,7 @@
 //! PyTorch's initial values. Inputs lie in [0, 1].
 
 use theriac::Result;
-use theriac_nn::{Conv, Layers, Linear, Network, Site, VarBuilder};
+use theriac_nn::{BatchNorm, Conv, Layers, Linear, Network, Site, VarBuilder};
 use theriac_ops::PoolConfig;
 
 use crate::resnet::positive;
@@ -45,7 +45,7 @@ pub fn vgg16(layers: &dyn Layers, vb: VarBuilder, classes: usize) -> Result<Netw
             let at = |number: usize| vb.pp(format!("features.{number}"));
             let conv = Conv::new(inputs, outputs, 3).padding(1);
             h = net.layer(h, layers.conv(&conv, at(number))?);
-            h = net.layer(h, layers.norm(outputs, at(number + 1))?);
+            h = net.layer(h, layers.norm(&BatchNorm::new(outputs), at(number + 1))?);
             let site = if number == 0 { Site::Stem } else { Site::Conv };
             let shape = (outputs, side, side);
             h = net.layer(h, layers.site(site, shape, at(number).pp("site"))?);

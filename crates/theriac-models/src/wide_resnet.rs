@@ -15,7 +15,7 @@
 //! front of the network.
 
 use theriac::{Error, Result};
-use theriac_nn::{Conv, Init, Layers, Linear, Network, Site, VarBuilder};
+use theriac_nn::{BatchNorm, Conv, Init, Layers, Linear, Network, Site, VarBuilder};
 
 use crate::resnet::positive;
 
@@ -60,7 +60,7 @@ pub fn wide_resnet(
         for block in 0..(depth - 4) / 6 {
             let vb = vb.pp(format!("block{}.layer.{block}", stage + 1));
             let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            let norm = layers.norm(channels, vb.pp("bn1"))?;
+            let norm = layers.norm(&BatchNorm::new(channels), vb.pp("bn1"))?;
             let activated = net.layer(h, norm);
             let activated = net.relu(activated);
             let first = conv(channels, width).stride(stride);
@@ -69,7 +69,7 @@ pub fn wide_resnet(
             let shape = (width, side, side);
             let site = layers.site(Site::Conv, shape, vb.pp("site1"))?;
             let branch = net.layer(branch, site);
-            let branch = net.layer(branch, layers.norm(width, vb.pp("bn2"))?);
+            let branch = net.layer(branch, layers.norm(&BatchNorm::new(width), vb.pp("bn2"))?);
             let branch = net.relu(branch);
             let branch = net.layer(branch, layers.conv(&conv(width, width), vb.pp("conv2"))?);
             let site = layers.site(Site::Conv, shape, vb.pp("site2"))?;
@@ -87,7 +87,7 @@ pub fn wide_resnet(
             channels = width;
         }
     }
-    let h = net.layer(h, layers.norm(channels, vb.pp("bn1"))?);
+    let h = net.layer(h, layers.norm(&BatchNorm::new(channels), vb.pp("bn1"))?);
     let h = net.relu(h);
     let h = net.global_avg_pool(h);
     let h = net.flatten(h);

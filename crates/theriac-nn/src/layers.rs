@@ -62,12 +62,12 @@ pub trait Layers {
         spec.layer(vb)
     }
 
-    /// A batch norm over `channels`.
+    /// A batch norm.
     ///
     /// # Errors
     /// When a parameter exists with another shape.
-    fn norm(&self, channels: usize, vb: VarBuilder) -> Result<Box<dyn Layer>> {
-        Ok(Box::new(BatchNorm::new(channels, vb)?))
+    fn norm(&self, spec: &BatchNorm, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        spec.layer(vb)
     }
 
     /// A layer norm over the last dimension.

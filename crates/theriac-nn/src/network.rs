@@ -471,7 +471,7 @@ mod tests {
     use theriac::{Mode, Run, gradient};
 
     use super::*;
-    use crate::{Conv, Layers, Linear, Params, Plain, VarBuilder};
+    use crate::{BatchNorm, Conv, Layers, Linear, Params, Plain, VarBuilder};
 
     /// Adds a constant: a layer that no tape knows.
     struct Shift;
@@ -496,7 +496,7 @@ mod tests {
         let h = net.relu(h);
         let skip = h;
         let h = net.layer(h, Plain.conv(&conv(4, 4), vb.pp("b"))?);
-        let h = net.layer(h, Plain.norm(4, vb.pp("norm"))?);
+        let h = net.layer(h, Plain.norm(&BatchNorm::new(4), vb.pp("norm"))?);
         let h = site(&mut net, h, 2);
         let h = net.add(h, skip);
         let h = net.relu(h);

@@ -96,7 +96,7 @@ mod tests {
     use theriac::{Classifier as _, Mode, Pixels, Run, gradient};
 
     use super::*;
-    use crate::{Chain, Conv, Layers, Linear, Network, Params, Plain};
+    use crate::{BatchNorm, Chain, Conv, Layers, Linear, Network, Params, Plain};
 
     const SHAPES: [(usize, usize, usize); 3] = [(4, 6, 6), (4, 1, 1), (1, 1, 1)];
 
@@ -115,7 +115,7 @@ mod tests {
         let h = net.layer(h, theta("first")?);
         let skip = net.relu(h);
         let h = net.layer(skip, Plain.conv(&conv(4, 4), vb.pp("b"))?);
-        let h = net.layer(h, Plain.norm(4, vb.pp("norm"))?);
+        let h = net.layer(h, Plain.norm(&BatchNorm::new(4), vb.pp("norm"))?);
         let h = net.layer(h, theta("second")?);
         let h = net.add(h, skip);
         let h = net.layer(h, theta("third")?);

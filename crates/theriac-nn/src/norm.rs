@@ -8,14 +8,83 @@ use theriac_ops::{batch_norm_eval, batch_norm_train};
 use crate::weights::{Affine, Weights};
 use crate::{Form, Layer, VarBuilder};
 
-/// `y = gamma (x - mean) / sqrt(var + eps) + beta` over each channel of (N, C, H, W).
+/// A batch norm over each channel of (N, C, H, W): `y = gamma (x - mean) / sqrt(var + eps) + beta`.
 ///
 /// In training mode mean and biased variance are those of the batch, and the running statistics
 /// move by `running <- (1 - m) running + m batch` with the unbiased variance, as in PyTorch. In
 /// evaluation mode they are the running ones. Parameters: `weight`, `bias`, `running_mean`,
 /// `running_var`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct BatchNorm {
+    /// Channels.
+    pub channels: usize,
+    /// m, the batch's part in the running statistics; TensorFlow's momentum is 1 - m.
+    pub momentum: f64,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl BatchNorm {
+    /// PyTorch's defaults: momentum 0.1, eps 1e-5.
+    pub fn new(channels: usize) -> Self {
+        Self {
+            channels,
+            momentum: 0.1,
+            eps: 1e-5,
+        }
+    }
+
+    /// With another momentum.
+    pub fn momentum(self, momentum: f64) -> Self {
+        Self { momentum, ..self }
+    }
+
+    /// With another eps.
+    pub fn eps(self, eps: f64) -> Self {
+        Self { eps, ..self }
+    }
+
+    pub(crate) fn layer(&self, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        self.over(Weights::Stored(self.weights(vb.clone())?), vb)
+    }
+
+    /// The layer whose gamma and beta are a function of the pass: for those that are drawn.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    pub fn drawn(
+        &self,
+        vb: VarBuilder,
+        weights: impl Fn(&Pass<'_>) -> Result<Affine> + Send + Sync + 'static,
+    ) -> Result<Box<dyn Layer>> {
+        self.over(Weights::Drawn(Box::new(weights)), vb)
+    }
+
+    /// The stored gamma and beta.
+    ///
+    /// # Errors
+    /// When a parameter exists with another shape.
+    pub fn weights(&self, vb: VarBuilder) -> Result<Affine> {
+        let weight = vb.get_with_hints(self.channels, "weight", candle_nn::init::ONE)?;
+        let bias = vb.get_with_hints(self.channels, "bias", candle_nn::init::ZERO)?;
+        Ok((weight, Some(bias)))
+    }
+
+    fn over(&self, weights: Weights, vb: VarBuilder) -> Result<Box<dyn Layer>> {
+        use candle_nn::init::{ONE, ZERO};
+        let statistic =
+            |name, start| Var::from_tensor(&vb.get_with_hints(self.channels, name, start)?);
+        Ok(Box::new(Normalisation {
+            weights,
+            running_mean: statistic("running_mean", ZERO)?,
+            running_var: statistic("running_var", ONE)?,
+            momentum: self.momentum,
+            eps: self.eps,
+        }))
+    }
+}
+
+struct Normalisation {
     weights: Weights,
     running_mean: Var,
     running_var: Var,
@@ -23,64 +92,7 @@ pub struct BatchNorm {
     eps: f64,
 }
 
-impl BatchNorm {
-    /// PyTorch's defaults: momentum 0.1, eps 1e-5.
-    ///
-    /// # Errors
-    /// When a parameter exists with another shape.
-    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        Self::with(channels, 0.1, 1e-5, vb)
-    }
-
-    /// Another momentum or eps.
-    ///
-    /// # Errors
-    /// When a parameter exists with another shape.
-    pub fn with(channels: usize, momentum: f64, eps: f64, vb: VarBuilder) -> Result<Self> {
-        let weights = Weights::Stored(Self::weights(channels, vb.clone())?);
-        Self::over(weights, channels, momentum, eps, vb)
-    }
-
-    /// PyTorch's defaults with a gamma and beta that are a function of the pass: for those that are
-    /// drawn.
-    ///
-    /// # Errors
-    /// When a parameter exists with another shape.
-    pub fn drawn(
-        channels: usize,
-        vb: VarBuilder,
-        weights: impl Fn(&Pass<'_>) -> Result<Affine> + Send + Sync + 'static,
-    ) -> Result<Self> {
-        Self::over(Weights::Drawn(Box::new(weights)), channels, 0.1, 1e-5, vb)
-    }
-
-    /// The stored gamma and beta.
-    ///
-    /// # Errors
-    /// When a parameter exists with another shape.
-    pub fn weights(channels: usize, vb: VarBuilder) -> Result<Affine> {
-        let weight = vb.get_with_hints(channels, "weight", candle_nn::init::ONE)?;
-        let bias = vb.get_with_hints(channels, "bias", candle_nn::init::ZERO)?;
-        Ok((weight, Some(bias)))
-    }
-
-    fn over(
-        weights: Weights,
-        channels: usize,
-        momentum: f64,
-        eps: f64,
-        vb: VarBuilder,
-    ) -> Result<Self> {
-        use candle_nn::init::{ONE, ZERO};
-        Ok(Self {
-            weights,
-            running_mean: Var::from_tensor(&vb.get_with_hints(channels, "running_mean", ZERO)?)?,
-            running_var: Var::from_tensor(&vb.get_with_hints(channels, "running_var", ONE)?)?,
-            momentum,
-            eps,
-        })
-    }
-
+impl Normalisation {
     /// Gamma and beta in this pass.
     fn affine(&self, pass: &Pass<'_>) -> Result<(Tensor, Tensor)> {
         let (weight, bias) = self.weights.of(pass)?;
@@ -92,7 +104,7 @@ impl BatchNorm {
     }
 }
 
-impl Layer for BatchNorm {
+impl Layer for Normalisation {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         if pass.bank.0 != 0 {
             let value = pass.bank.0.to_string();
@@ -178,7 +190,7 @@ mod tests {
         let mut net = Network::new(2);
         let conv = Conv::new(2, 2, 1).no_bias();
         let h = net.layer(net.image(), Plain.conv(&conv, vb.pp("conv"))?);
-        net.layer(h, Plain.norm(2, vb.pp("norm"))?);
+        net.layer(h, Plain.norm(&BatchNorm::new(2), vb.pp("norm"))?);
         set(&params, "conv.weight", &[1.0, 0.0, 0.0, 1.0])?;
         set(&params, "norm.weight", &[2.0, 3.0])?;
         set(&params, "norm.bias", &[1.0, -1.0])?;
