@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use candle_core::pickle::PthTensors;
+use candle_core::pickle::{TensorInfo, read_pth_tensor_info};
 use candle_core::{DType, Device, Tensor};
 use theriac::{Classifier as _, Pixels, Run, scores};
 use theriac_nn::{Params, Plain, Saved};
@@ -129,26 +129,50 @@ fn read(path: &Path, key: Option<&str>) -> Result<Tensors> {
          \"new.pth\") writes one",
         path.display()
     );
-    let all = PthTensors::new(path, key).with_context(|| path.display().to_string())?;
+    let place = || path.display().to_string();
+    let all = read_pth_tensor_info(path, false, key).with_context(place)?;
     ensure!(
-        !all.tensor_infos().is_empty(),
+        !all.is_empty(),
         "{} holds no tensors by name: if its state dict is an entry, give --key, such as \
          --key state_dict",
         path.display()
     );
-    let mut tensors = Tensors::new();
-    for (name, about) in all.tensor_infos() {
-        // candle 0.11 reads a part of a larger storage from the wrong place.
+    let file = std::fs::File::open(path).with_context(place)?;
+    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).with_context(place)?;
+    let tensors = all.into_iter().map(|about| {
+        let tensor = stored(&mut archive, &about);
+        let tensor = tensor.with_context(|| format!("{}: {}", path.display(), about.name))?;
+        Ok((about.name, tensor))
+    });
+    tensors.collect()
+}
+
+/// One tensor. (candle reads no permuted ones.)
+fn stored(
+    archive: &mut zip::ZipArchive<impl std::io::Read + std::io::Seek>,
+    about: &TensorInfo,
+) -> Result<Tensor> {
+    let mut bytes = Vec::new();
+    archive.by_name(&about.path)?.read_to_end(&mut bytes)?;
+    let size = about.dtype.size_in_bytes();
+    let all = Tensor::from_raw_buffer(&bytes, about.dtype, &[bytes.len() / size], &Device::Cpu)?;
+    let (held, layout) = (all.elem_count(), &about.layout);
+    let mut positions = vec![layout.start_offset() / size]; // in bytes, here alone in candle
+    for (&extent, &stride) in layout.dims().iter().zip(layout.stride()) {
         ensure!(
-            about.layout.start_offset() == 0,
-            "{name} of {} is part of a larger tensor: save a copy, {{k: v.clone() for k, v in \
-             state.items()}}",
-            path.display()
+            extent.saturating_mul(positions.len()) <= held,
+            "shape {:?} of {held} values: the file is damaged",
+            layout.dims()
         );
-        let tensor = all.get(name).with_context(|| name.clone())?;
-        tensors.extend(tensor.map(|tensor| (name.clone(), tensor)));
+        let along = |from| (0..extent).map(move |i: usize| i.saturating_mul(stride) + from);
+        positions = positions.into_iter().flat_map(along).collect();
     }
-    Ok(tensors)
+    let positions = positions.into_iter().map(|position| match position < held {
+        true => Ok(position as u32),
+        false => bail!("value {position} of {held}: the file is damaged"),
+    });
+    let positions = Tensor::new(positions.collect::<Result<Vec<u32>>>()?, &Device::Cpu)?;
+    Ok(all.index_select(&positions, 0)?.reshape(layout.dims())?)
 }
 
 /// Paths of the network and the names in the file that go with them.
@@ -256,4 +280,54 @@ fn verified(path: &Path, network: &theriac_nn::Network) -> Result<f64> {
          network, or normalised input"
     );
     Ok(difference)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests")
+            .join(name)
+    }
+
+    /// `b = torch.arange(24.).reshape(2, 3, 4)` as `plain`, `b.permute(2, 0, 1)`, `b[1]` as `part`,
+    /// `b.bfloat16()` as `half`, and `torch.tensor(7)` as `steps`; `nested.pth` has them in an entry.
+    #[test]
+    fn files_of_torch_save_hold_what_was_saved() {
+        for (name, key) in [("state.pth", None), ("nested.pth", Some("state_dict"))] {
+            let tensors = read(&file(name), key).unwrap();
+            let values = |name: &str, dims: &[usize]| -> Vec<f32> {
+                assert_eq!(tensors[name].dims(), dims, "{name}");
+                let flat = tensors[name].flatten_all().unwrap();
+                flat.to_dtype(DType::F32).unwrap().to_vec1().unwrap()
+            };
+            let all: Vec<f32> = (0..24).map(|i| i as f32).collect();
+            assert_eq!(values("plain", &[2, 3, 4]), all);
+            assert_eq!(values("half", &[2, 3, 4]), all);
+            assert_eq!(values("part", &[3, 4]), all[12..]);
+            assert_eq!(values("steps", &[]), [7.0]);
+            let permuted: Vec<f32> = (0..4)
+                .flat_map(|k| (0..6).map(move |ij| (4 * ij + k) as f32))
+                .collect();
+            assert_eq!(values("permuted", &[4, 2, 3]), permuted);
+        }
+    }
+
+    #[test]
+    fn other_files_say_what_to_do() {
+        let complaint = |name: &str, key| format!("{:#}", read(&file(name), key).unwrap_err());
+        assert!(complaint("old.pth", None).contains("torch.save(torch.load("));
+        assert!(complaint("nested.pth", None).contains("--key state_dict"));
+        assert!(complaint("state.pth", Some("model")).contains("model"));
+        assert!(complaint("none.pth", None).contains("none.pth"));
+        let whole = std::fs::read(file("state.pth")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for part in [0, 1, 2, 100, whole.len() / 2, whole.len() - 1] {
+            let path = folder.path().join("part.pth");
+            std::fs::write(&path, &whole[..part]).unwrap();
+            assert!(read(&path, None).is_err(), "{part} bytes");
+        }
+    }
 }
