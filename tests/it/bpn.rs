@@ -39,7 +39,7 @@ fn lenet_twin(layers: &dyn Layers, seed: u64) -> Result<Twin<Network>> {
 
 fn two_images() -> Images {
     let bytes = vec![0, 51, 102, 255, 204, 30, 90, 10];
-    Images::new("two", bytes, vec![2, 0], [1, 2, 2], 3).unwrap()
+    Images::new("two", bytes, [2u32, 0], [1, 2, 2], 3).unwrap()
 }
 
 /// Epochs of plain training, with the biases as `bpn` says.

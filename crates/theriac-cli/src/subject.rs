@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use theriac::Classifier;
-use theriac_data::{Dataset as _, Images};
+use theriac_data::{Corrupt, Dataset as _, Filter, ImageFolder, Images, Prepare};
 use theriac_datasets::{Event, Hub, Options as Places, Role, Split, Weights, embedded, resolve};
 use theriac_models::Spec;
 use theriac_nn::{Network, Normalised, Params, Plain, Saved};
@@ -269,16 +269,29 @@ fn from_weights(
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DataOptions {
     /// The test images of mnist, fashion-mnist or cifar10; `fashion-mnist:sample` and
-    /// `cifar10:sample` for those in the program; or a safetensors file with "images" (bytes, N x C
-    /// x H x W) and "labels" (bytes, N).
+    /// `cifar10:sample` for those in the program; a folder of pictures with a folder for each class,
+    /// as ImageNet's; or a safetensors file with "images" (bytes, N x C x H x W) and "labels"
+    /// (bytes, N).
     #[arg(long, value_name = "DATA")]
     pub(crate) data: String,
     /// The folder of the data sets, one folder each.
     #[arg(long, value_name = "DIR", env = "THERIAC_DATA")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The first N images alone.
+    /// The first N images alone; of a folder of pictures, N from all classes alike.
     #[arg(long, value_name = "N")]
     pub(crate) images: Option<usize>,
+    /// Pictures of a folder: the shorter side is resized to this.
+    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    pub(crate) resize: u32,
+    /// Then the square of this side in the middle is cut out.
+    #[arg(long, default_value_t = 224, value_name = "PIXELS")]
+    pub(crate) crop: u32,
+    /// With bicubic interpolation, as for DeiT, instead of bilinear.
+    #[arg(long)]
+    pub(crate) bicubic: bool,
+    /// Pictures that cannot be decoded are left out, with a warning, instead of an error.
+    #[arg(long)]
+    pub(crate) skip_corrupt: bool,
 }
 
 /// The images, and what they are called.
@@ -296,6 +309,7 @@ pub(crate) fn images(options: &DataOptions) -> Result<Images> {
             )?
             .with_ids(test.indices)?
         }
+        _ if Path::new(&options.data).is_dir() => return from_folder(options),
         _ if options.data.ends_with(".safetensors") => from_file(Path::new(&options.data))?,
         _ => from_set(options)?,
     };
@@ -303,6 +317,33 @@ pub(crate) fn images(options: &DataOptions) -> Result<Images> {
         Some(n) if n != whole.len() => whole.take(n)?,
         _ => whole,
     })
+}
+
+/// All pictures of a folder, or some of each class.
+fn from_folder(options: &DataOptions) -> Result<Images> {
+    let prepare = Prepare {
+        resize: options.resize,
+        crop: options.crop,
+        filter: match options.bicubic {
+            true => Filter::Bicubic,
+            false => Filter::Bilinear,
+        },
+    };
+    let corrupt = match options.skip_corrupt {
+        true => Corrupt::Skip,
+        false => Corrupt::Fail,
+    };
+    let folder = ImageFolder::open(Path::new(&options.data), prepare, corrupt)?;
+    let all = folder.len();
+    let n = options.images.unwrap_or(all);
+    ensure!(
+        (1..=all).contains(&n),
+        "--images {n}: {} has {all}",
+        options.data
+    );
+    // Files lie in the order of classes.
+    let indices: Vec<u32> = (0..n).map(|i| (i * all / n) as u32).collect();
+    Ok(folder.images(&indices)?)
 }
 
 fn from_set(options: &DataOptions) -> Result<Images> {
@@ -364,7 +405,11 @@ fn from_file(path: &Path) -> Result<Images> {
 pub(crate) fn data_sha256(images: &Images) -> String {
     let mut hash = Sha256::new();
     hash.update(images.bytes());
-    hash.update(images.labels());
+    // One byte each where one is enough.
+    let large = images.classes() > 256;
+    for label in images.labels() {
+        hash.update(&label.to_le_bytes()[..if large { 4 } else { 1 }]);
+    }
     for id in images.ids() {
         hash.update(id.to_le_bytes());
     }

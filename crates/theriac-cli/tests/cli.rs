@@ -302,6 +302,46 @@ fn a_file_that_says_all_needs_no_options() {
     assert_ne!(said, right(&["--mean", "0", "--std", "1"]));
 }
 
+/// The same images as pictures in folders of classes.
+#[test]
+fn a_folder_of_pictures_is_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let kept = "e7a09b88c85d488b9b6b37cfd21a264d1848534260267926afc82a46cd2104da";
+    let file = root.join(KEPT).join(kept).join("model.safetensors");
+    std::fs::copy(file, dir.path().join("mixup.safetensors")).unwrap();
+    let sample = theriac_datasets::embedded("cifar10").unwrap().test;
+    for class in 0..10 {
+        std::fs::create_dir_all(dir.path().join(format!("pictures/{class}"))).unwrap();
+    }
+    for (i, label) in sample.labels.iter().take(40).enumerate() {
+        let planes = &sample.images[3072 * i..3072 * (i + 1)];
+        let pixels: Vec<u8> = (0..1024)
+            .flat_map(|at| (0..3).map(move |channel| planes[1024 * channel + at]))
+            .collect();
+        let path = dir.path().join(format!("pictures/{label}/{i:02}.png"));
+        let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), 32, 32);
+        encoder.set_color(png::ColorType::Rgb);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&pixels).unwrap();
+    }
+    let attack = "attack mixup.safetensors --attack fgsm --eps 0 --json --data";
+    let right = |data: &str| {
+        let all: Vec<&str> = attack.split(' ').chain(data.split(' ')).collect();
+        let told: Value = serde_json::from_str(&stdout(&theriac(dir.path(), &all))).unwrap();
+        told["correct_before"].as_u64().unwrap()
+    };
+    let size = "--resize 32 --crop 32";
+    let of_sample = right("cifar10:sample --images 40");
+    assert_eq!(right(&format!("pictures {size}")), of_sample);
+    assert!(right(&format!("pictures {size} --images 10")) <= 10);
+    std::fs::write(dir.path().join("pictures/3/broken.png"), "no picture").unwrap();
+    let all = format!("{attack} pictures {size}");
+    let error = complaint(dir.path(), &all.split(' ').collect::<Vec<_>>());
+    assert!(error.contains("broken.png"), "{error}");
+    assert_eq!(right(&format!("pictures {size} --skip-corrupt")), of_sample);
+}
+
 #[test]
 fn an_onnx_file_is_inspected_and_evaluated() {
     let dir = tempfile::tempdir().unwrap();

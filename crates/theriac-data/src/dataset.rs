@@ -31,7 +31,7 @@ pub trait Dataset {
 pub struct Images {
     name: String,
     bytes: Vec<u8>,
-    labels: Vec<u8>,
+    labels: Vec<u32>,
     ids: Vec<u32>,
     shape: [usize; 3],
     classes: usize,
@@ -42,13 +42,13 @@ impl Images {
     /// an image is its position; see [`Images::with_ids`].
     ///
     /// # Errors
-    /// [`Error::Setting`] for no images, an image without pixels or more than 256 classes,
+    /// [`Error::Setting`] for no images, an image without pixels or no classes,
     /// [`Error::Counts`] if `bytes` and `labels` do not pair up, [`Error::Label`] for a label
     /// outside `0..classes`.
     pub fn new(
         name: &str,
         bytes: Vec<u8>,
-        labels: Vec<u8>,
+        labels: impl IntoIterator<Item = impl Into<u32>>,
         shape: [usize; 3],
         classes: usize,
     ) -> Result<Self> {
@@ -59,6 +59,7 @@ impl Images {
                 remedy: remedy.to_owned(),
             })
         };
+        let labels: Vec<u32> = labels.into_iter().map(Into::into).collect();
         let Some(pixels) = volume(shape).filter(|&pixels| pixels > 0) else {
             return setting(
                 "shape",
@@ -73,12 +74,8 @@ impl Images {
                 "read at least one image",
             );
         }
-        if classes == 0 || classes > 256 {
-            return setting(
-                "classes",
-                classes.to_string(),
-                "labels are bytes: use 1 to 256",
-            );
+        if classes == 0 {
+            return setting("classes", classes.to_string(), "use at least 1");
         }
         let origin = name.to_owned();
         if !bytes.len().is_multiple_of(pixels) || bytes.len() / pixels != labels.len() {
@@ -172,7 +169,7 @@ impl Images {
     }
 
     /// Class of each image, shape (N).
-    pub fn labels(&self) -> &[u8] {
+    pub fn labels(&self) -> &[u32] {
         &self.labels
     }
 
@@ -195,7 +192,7 @@ impl Images {
         self.shape.iter().product()
     }
 
-    fn gather(&self, indices: &[u32]) -> Result<(Vec<u8>, Vec<u8>, Vec<u32>)> {
+    fn gather(&self, indices: &[u32]) -> Result<(Vec<u8>, Vec<u32>, Vec<u32>)> {
         let pixels = self.pixels();
         let mut bytes = Vec::with_capacity(indices.len() * pixels);
         let (mut labels, mut ids) = (Vec::new(), Vec::new());
@@ -228,7 +225,6 @@ impl Dataset for Images {
         let [c, h, w] = self.shape;
         // Bytes cross to the device and widen there: a quarter of the traffic of f32.
         let bytes = Tensor::from_vec(bytes, (indices.len(), c, h, w), device)?;
-        let labels: Vec<u32> = labels.into_iter().map(u32::from).collect();
         let target = Labels::new(&labels, self.classes, device)?;
         Ok(Batch {
             pixels: Pixels::from_bytes(&bytes, dtype)?,
@@ -245,14 +241,16 @@ pub(crate) fn volume(shape: [usize; 3]) -> Option<usize> {
         .try_fold(1usize, |product, &size| product.checked_mul(size))
 }
 
-pub(crate) fn check_labels(origin: &str, labels: &[u8], classes: usize) -> Result<()> {
-    match labels
-        .iter()
-        .position(|&label| usize::from(label) >= classes)
-    {
+pub(crate) fn check_labels<L: Copy + Into<u32>>(
+    origin: &str,
+    labels: &[L],
+    classes: usize,
+) -> Result<()> {
+    let outside = |label: &L| (*label).into() as usize >= classes;
+    match labels.iter().position(outside) {
         None => Ok(()),
         Some(position) => {
-            let (origin, label) = (origin.to_owned(), labels[position]);
+            let (origin, label) = (origin.to_owned(), labels[position].into());
             Err(Error::Label {
                 origin,
                 label,
@@ -271,7 +269,7 @@ mod tests {
 
     fn four() -> Images {
         let bytes = (0..8).map(|i| i * 17).collect();
-        Images::new("four", bytes, vec![0, 1, 1, 0], [1, 1, 2], 2).unwrap()
+        Images::new("four", bytes, [0u8, 1, 1, 0], [1, 1, 2], 2).unwrap()
     }
 
     #[test]
@@ -307,7 +305,8 @@ mod tests {
     #[test]
     fn bad_input_is_named() {
         let text = |result: Result<Images>| result.unwrap_err().to_string();
-        let new = |bytes, labels, shape| Images::new("d", vec![0; bytes], labels, shape, 2);
+        let new =
+            |bytes, labels: Vec<u32>, shape| Images::new("d", vec![0; bytes], labels, shape, 2);
         assert!(text(new(3, vec![0, 1], [1, 1, 2])).contains("1 images but 2 labels"));
         assert!(text(new(4, vec![0, 2], [1, 1, 2])).contains("label 2 of image 1"));
         assert!(text(new(0, vec![], [1, 1, 2])).contains("none in d"));
@@ -333,7 +332,7 @@ mod tests {
             images
                 .labels()
                 .iter()
-                .for_each(|&label| histogram[usize::from(label)] += 1);
+                .for_each(|&label| histogram[label as usize] += 1);
             assert_eq!(histogram, [per_class; 10]);
             let last = images.len() as u32 - 1;
             let batch = images.batch(&[0, last], DType::F32, &Device::Cpu).unwrap();

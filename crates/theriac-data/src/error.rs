@@ -92,7 +92,7 @@ pub enum Error {
         /// File or data set.
         origin: String,
         /// The label found.
-        label: u8,
+        label: u32,
         /// Which image has it.
         position: usize,
         /// Number of classes.

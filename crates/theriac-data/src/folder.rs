@@ -19,7 +19,7 @@ use image::ImageReader;
 use rayon::prelude::*;
 use theriac::{Batch, Labels, Pixels};
 
-use crate::{Dataset, Error, Result};
+use crate::{Dataset, Error, Images, Result};
 
 /// What is taken for a picture.
 const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
@@ -151,6 +151,60 @@ impl ImageFolder {
         Ok(self)
     }
 
+    /// The images at `indices` in memory, with these ids: for a sample of a large folder. What
+    /// cannot be decoded fails or is left out, as in a batch.
+    ///
+    /// # Errors
+    /// [`Error::Index`] past the end, [`Error::Setting`] for no indices, [`Error::Picture`].
+    pub fn images(&self, indices: &[u32]) -> Result<Images> {
+        let (bytes, labels, ids) = self.read(indices)?;
+        let crop = self.prepare.crop as usize;
+        let images = Images::new(
+            &name(&self.root),
+            bytes,
+            labels,
+            [3, crop, crop],
+            self.classes.len(),
+        )?;
+        images.with_ids(ids)
+    }
+
+    /// Bytes, labels and ids.
+    fn read(&self, indices: &[u32]) -> Result<(Vec<u8>, Vec<u32>, Vec<u32>)> {
+        let file = |&index: &u32| {
+            self.files.get(index as usize).ok_or_else(|| Error::Index {
+                origin: self.root.display().to_string(),
+                index,
+                len: self.files.len(),
+            })
+        };
+        let files = indices.iter().map(file).collect::<Result<Vec<_>>>()?;
+        let decoded: Vec<Result<Vec<u8>>> = files
+            .par_iter()
+            .map(|(path, _)| self.decode(path))
+            .collect();
+        let (mut bytes, mut labels, mut samples) = (Vec::new(), Vec::new(), Vec::new());
+        let mut first = None;
+        for ((decoded, &index), (_, label)) in decoded.into_iter().zip(indices).zip(files) {
+            match (decoded, self.corrupt) {
+                (Ok(pixels), _) => {
+                    bytes.extend(pixels);
+                    labels.push(*label);
+                    samples.push(index);
+                }
+                (Err(error), Corrupt::Skip) => {
+                    tracing::warn!(%error, "skipped");
+                    first.get_or_insert(error);
+                }
+                (Err(error), Corrupt::Fail) => return Err(error),
+            }
+        }
+        match first {
+            Some(error) if labels.is_empty() => Err(error),
+            _ => Ok((bytes, labels, samples)),
+        }
+    }
+
     /// One image as bytes (3, crop, crop).
     fn decode(&self, path: &Path) -> Result<Vec<u8>> {
         let damaged = |what: String| Error::Picture {
@@ -207,37 +261,7 @@ impl Dataset for ImageFolder {
     }
 
     fn batch(&self, indices: &[u32], dtype: DType, device: &Device) -> Result<Batch<Labels>> {
-        let file = |&index: &u32| {
-            self.files.get(index as usize).ok_or_else(|| Error::Index {
-                origin: self.root.display().to_string(),
-                index,
-                len: self.files.len(),
-            })
-        };
-        let files = indices.iter().map(file).collect::<Result<Vec<_>>>()?;
-        let decoded: Vec<Result<Vec<u8>>> = files
-            .par_iter()
-            .map(|(path, _)| self.decode(path))
-            .collect();
-        let (mut bytes, mut labels, mut samples) = (Vec::new(), Vec::new(), Vec::new());
-        let mut first = None;
-        for ((decoded, &index), (_, label)) in decoded.into_iter().zip(indices).zip(files) {
-            match (decoded, self.corrupt) {
-                (Ok(pixels), _) => {
-                    bytes.extend(pixels);
-                    labels.push(*label);
-                    samples.push(index);
-                }
-                (Err(error), Corrupt::Skip) => {
-                    tracing::warn!(%error, "skipped");
-                    first.get_or_insert(error);
-                }
-                (Err(error), Corrupt::Fail) => return Err(error),
-            }
-        }
-        if let (true, Some(error)) = (labels.is_empty(), first) {
-            return Err(error);
-        }
+        let (bytes, labels, samples) = self.read(indices)?;
         let crop = self.prepare.crop as usize;
         let bytes = Tensor::from_vec(bytes, (labels.len(), 3, crop, crop), device)?;
         Ok(Batch {
@@ -390,6 +414,9 @@ mod tests {
         let rest = batch(Corrupt::Skip, &[0, 1, 2]).unwrap();
         assert_eq!(rest.samples, [0, 2]);
         assert_eq!(rest.target.to_vec().unwrap(), [0, 1]);
+        let kept = open(Corrupt::Skip).images(&[2, 1]).unwrap();
+        assert_eq!((kept.ids(), kept.labels()), (&[2][..], &[1][..]));
+        assert!(open(Corrupt::Fail).images(&[2, 1]).is_err());
         let text = batch(Corrupt::Skip, &[1]).unwrap_err().to_string();
         assert!(text.contains("1.jpg"), "{text}");
         let text = batch(Corrupt::Skip, &[3]).unwrap_err().to_string();

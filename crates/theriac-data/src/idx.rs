@@ -186,6 +186,7 @@ mod tests {
             }
             let read = Pair::write(&files[0], &files[1]).read().unwrap();
             prop_assert_eq!(read.bytes(), images);
+            let labels: Vec<u32> = labels.into_iter().map(u32::from).collect();
             prop_assert_eq!(read.labels(), labels);
             prop_assert_eq!(read.shape(), [1, height, width]);
             prop_assert_eq!(read.len(), n as usize);

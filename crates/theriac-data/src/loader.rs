@@ -157,7 +157,7 @@ mod tests {
     use crate::Images;
 
     fn seven() -> Images {
-        Images::new("seven", (0..7).collect(), vec![0; 7], [1, 1, 1], 1).unwrap()
+        Images::new("seven", (0..7).collect(), [0u8; 7], [1, 1, 1], 1).unwrap()
     }
 
     fn samples<D: Dataset>(loader: &Loader<'_, D>, epoch: u64) -> Vec<Vec<u32>> {
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn images_change_from_epoch_to_epoch_and_can_be_replayed() {
         let bytes = (0..7 * 12).map(|i| 1 + i).collect();
-        let images = Images::new("seven", bytes, vec![0; 7], [1, 3, 4], 1).unwrap();
+        let images = Images::new("seven", bytes, [0u8; 7], [1, 3, 4], 1).unwrap();
         let with = |size| {
             let loader = Loader::new(&images, size, Order::Sequential, Partial::Keep).unwrap();
             loader.augment(Augment::CIFAR, Rng::new(2))

@@ -48,7 +48,7 @@ impl Images {
         };
         let pixels: Result<Vec<Vec<u8>>> =
             files.par_iter().map(|(path, _)| picture(path)).collect();
-        let labels = files.iter().map(|(_, label)| *label).collect();
+        let labels = files.iter().map(|(_, label)| *label);
         let shape = [3, SIDE, SIDE];
         let images = Self::new(name, pixels?.concat(), labels, shape, classes.len())?;
         tracing::debug!(name, n = images.len(), "read TinyImageNet");
