@@ -19,6 +19,7 @@ mod broken;
 mod defences;
 mod determinism;
 mod epochwise;
+mod false_defences;
 mod golden_gradients;
 mod golden_models;
 mod imagenet;

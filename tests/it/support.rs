@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 use candle_core::{DType, Device, Tensor};
-use theriac::{Batch, Budget, Classifier, Eps, Labels, Pixels, Result, Rng, Run};
+use theriac::{Batch, Budget, Eps, Labels, Model, Pixels, Result, Rng, Run};
 use theriac_data::{Dataset, Images, Loader, Order, Partial};
 use theriac_models::{atda_cnn, resnet_v1};
 use theriac_nn::{Network, Params, Plain, Twin};
@@ -77,7 +77,7 @@ pub(crate) fn resnet(depth: usize, seed: u64) -> Result<Twin<Network>> {
 }
 
 /// Trains with Adam at 0.001 on shuffled batches of 32.
-pub(crate) fn train<C: Classifier>(
+pub(crate) fn train<C: Model<Target = Labels>>(
     twin: &Twin<C>,
     objective: &mut impl Objective<C>,
     images: &Images,
