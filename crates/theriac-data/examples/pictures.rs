@@ -3,6 +3,8 @@
 //! `cargo run --release --example pictures -- 10000` makes that many JPEGs of 500 x 375 pixels in a
 //! temporary folder, reads them once in shuffled order, and prints rates and peak memory.
 
+#![allow(clippy::print_stdout)] // a program
+
 use std::error::Error;
 use std::fs;
 use std::path::Path;
