@@ -73,6 +73,10 @@ pub struct Adam {
     pub weight_decay: f64,
     /// Whether the decay acts on the weights (AdamW) instead of the gradient.
     pub decoupled: bool,
+    /// Whether another rate starts with no moments, as where code makes a new optimiser for each
+    /// stage of its schedule.
+    pub anew: bool,
+    rate: f64,
     step: usize,
     first: Buffers,
     second: Buffers,
@@ -85,6 +89,8 @@ impl Default for Adam {
             eps: 1e-8,
             weight_decay: 0.0,
             decoupled: false,
+            anew: false,
+            rate: 0.0,
             step: 0,
             first: Buffers::default(),
             second: Buffers::default(),
@@ -159,6 +165,12 @@ impl Rule for Sgd {
 
 impl Rule for Adam {
     fn step(&mut self, variables: &[(String, Var)], grads: &GradStore, rate: f64) -> Result<()> {
+        if self.anew && rate != self.rate {
+            self.step = 0;
+            self.first = Buffers::default();
+            self.second = Buffers::default();
+        }
+        self.rate = rate;
         self.first.fill(variables)?;
         self.second.fill(variables)?;
         self.step += 1;
@@ -184,6 +196,10 @@ impl Rule for Adam {
         entries.extend(self.second.entries("second")?);
         let step = Tensor::new(&[self.step as u32], &candle_core::Device::Cpu)?;
         entries.push(Entry::tensor("step", &step)?);
+        if self.anew {
+            let rate = Tensor::new(&[self.rate], &candle_core::Device::Cpu)?;
+            entries.push(Entry::tensor("rate", &rate)?);
+        }
         Ok(entries)
     }
 
@@ -194,6 +210,10 @@ impl Rule for Adam {
             .restore(variables, saved, &format!("{prefix}second"))?;
         let step = saved.tensor(&format!("{prefix}step"), &candle_core::Device::Cpu)?;
         self.step = step.to_vec1::<u32>()?[0] as usize;
+        if self.anew {
+            let rate = saved.tensor(&format!("{prefix}rate"), &candle_core::Device::Cpu)?;
+            self.rate = rate.to_vec1::<f64>()?[0];
+        }
         Ok(())
     }
 }
@@ -242,5 +262,67 @@ impl Group {
 
     pub(crate) fn restore(&mut self, saved: &Saved, prefix: &str) -> Result<()> {
         self.rule.restore(&self.variables, saved, prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use candle_core::Device;
+    use theriac_nn::write;
+
+    use super::*;
+
+    fn variable(values: &[f32]) -> Result<Vec<(String, Var)>> {
+        let var = Var::from_slice(values, values.len(), &Device::Cpu)?;
+        Ok(vec![("w".to_owned(), var)])
+    }
+
+    /// So many steps down the sum of fourth powers.
+    fn descend(adam: &mut Adam, at: &[(String, Var)], rate: f64, steps: usize) -> Result<Vec<f32>> {
+        let w = &at[0].1;
+        for _ in 0..steps {
+            let loss = w.sqr()?.sqr()?.sum_all()?;
+            adam.step(at, &loss.backward()?, rate)?;
+        }
+        Ok(w.to_vec1()?)
+    }
+
+    /// With `anew` a second rate is a second optimiser; an interruption at its start or within it
+    /// changes nothing.
+    #[test]
+    fn another_rate_starts_without_moments() -> Result<()> {
+        let settings = |anew| Adam {
+            anew,
+            ..Adam::default()
+        };
+        let ends = |anew, second: &mut dyn FnMut(Adam) -> Result<Adam>| {
+            let w = variable(&[0.9, -0.4, 0.2])?;
+            let mut adam = settings(anew);
+            descend(&mut adam, &w, 0.1, 3)?;
+            let mut adam = second(adam)?;
+            descend(&mut adam, &w, 0.01, 2)
+        };
+        let one = ends(true, &mut Ok)?;
+        assert_eq!(one, ends(false, &mut |_| Ok(Adam::default()))?);
+        assert_ne!(one, ends(false, &mut Ok)?);
+
+        let dir = tempfile::tempdir().unwrap();
+        let mut reread = |adam: Adam| {
+            let path = dir.path().join("state.safetensors");
+            write(&path, adam.state()?, &BTreeMap::new())?;
+            let mut read = settings(true);
+            read.restore(&variable(&[0.0; 3])?, &Saved::read(&path)?, "")?;
+            Ok(read)
+        };
+        assert_eq!(one, ends(true, &mut reread)?);
+
+        let w = variable(&[0.9, -0.4, 0.2])?;
+        let mut adam = settings(true);
+        descend(&mut adam, &w, 0.1, 3)?;
+        descend(&mut adam, &w, 0.01, 1)?;
+        assert_eq!(one, descend(&mut reread(adam)?, &w, 0.01, 1)?);
+        Ok(())
     }
 }

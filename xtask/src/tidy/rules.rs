@@ -595,7 +595,8 @@ mod tests {
             packages: vec![tool],
             files: vec![
                 ("notes.txt".into(), 10),
-                ("docs/film.gif".into(), 2_000_000),
+                ("docs/film.gif".into(), LARGEST + 1),
+                ("docs/still.png".into(), LARGEST),
                 (".gitignore".into(), 1),
                 ("LICENSE-MIT".into(), 1),
             ],

@@ -329,14 +329,16 @@ impl Recipe {
             Method::Vanilla => (Box::new(delayed), all(rule)?),
             Method::Pni => (Box::new(delayed), self.pni.groups(params, rule, rate)?),
             Method::AdvBnn => {
-                // As published: no random start, steps of 0.007, Adam.
+                // As published: no random start, steps of 0.007, a new Adam at each rate.
                 let attack = Pgd {
                     start: Start::Clean,
                     ..Pgd::new(Budget::linf(self.eps)?, "0.007".parse()?, 10)
                 };
                 let objective = self.adv_bnn.objective(attack, params, self.train)?;
-                let adam = Group::new(params.trainable(), Adam::default(), rate)?;
-                (Box::new(objective), vec![adam])
+                let mut adam = Adam::default();
+                adam.anew = true;
+                let group = Group::new(params.trainable(), adam, rate)?;
+                (Box::new(objective), vec![group])
             }
             Method::Learn2Perturb | Method::Learn2PerturbR => {
                 let plain = self.built(params, &Plain)?;
