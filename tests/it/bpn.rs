@@ -59,6 +59,7 @@ fn train<R: Rule + Clone + 'static>(
         epochs,
         batches: loader.batches(),
         state: None,
+        until: None,
     };
     let run = Run::new(5, &Device::Cpu);
     let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));

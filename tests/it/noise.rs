@@ -115,6 +115,7 @@ fn train<O: Objective<Network>>(
         epochs: EPOCHS,
         batches: loader.batches(),
         state,
+        until: None,
     };
     let run = Run::new(11, &Device::Cpu);
     let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));
@@ -328,6 +329,7 @@ fn learns<O: Objective<Network>>((twin, mut objective, mut groups): Training<O>)
         epochs: 3,
         batches: loader.batches(),
         state: None,
+        until: None,
     };
     let run = Run::new(5, &Device::Cpu);
     let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));

@@ -48,12 +48,24 @@ fn run<C: Classifier>(
     state: Option<&Path>,
     stop: Option<usize>,
 ) -> Result<Outcome> {
+    run_until(twin, objective, groups, state, stop, None)
+}
+
+fn run_until<C: Classifier>(
+    twin: &Twin<C>,
+    objective: &mut impl Objective<C>,
+    groups: Groups,
+    state: Option<&Path>,
+    stop: Option<usize>,
+    until: Option<f64>,
+) -> Result<Outcome> {
     let images = fashion(48);
     let loader = Loader::new(&images, 16, Order::Shuffled(Rng::new(4)), Partial::Keep)?;
     let plan = Plan {
         epochs: EPOCHS,
         batches: loader.batches(),
         state,
+        until,
     };
     let mut groups = groups(&twin.params)?;
     let seeded = Run::new(11, &Device::Cpu);
@@ -214,6 +226,36 @@ fn beneficial_biases_continue() -> Result<()> {
         || Ok(Clean),
         |params| groups(params, BiasOpt::Same),
     )
+}
+
+/// Training that is to end at a loss ends after the same epoch, interrupted or not, and for good.
+#[test]
+fn a_loss_to_reach_ends_training() -> Result<()> {
+    let losses = |outcome: Outcome| -> Vec<f64> {
+        let (Outcome::Done(history) | Outcome::Stopped(history)) = outcome;
+        history.iter().map(|epoch| epoch.loss).collect()
+    };
+    let whole = losses(run(&network(1)?, &mut Clean, momentum, None, None)?);
+    let at = Some(whole[1]);
+    let ends = 1 + whole.iter().position(|&loss| loss <= whole[1]).unwrap();
+    assert!(ends < EPOCHS, "{whole:?}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state.safetensors");
+    let go = |seed, stop| -> Result<(Twin<Network>, Outcome)> {
+        let twin = network(seed)?;
+        let outcome = run_until(&twin, &mut Clean, momentum, Some(&state), stop, at)?;
+        Ok((twin, outcome))
+    };
+    let (_, stopped) = go(1, Some(ends - 1))?;
+    assert_eq!(length(&stopped), (false, ends - 1));
+    let (continued, done) = go(1, None)?;
+    assert_eq!(length(&done), (true, ends));
+    assert_eq!(losses(done), whole[..ends]);
+    let (again, done) = go(99, None)?;
+    assert_eq!(length(&done), (true, ends));
+    assert!(snapshot(&again.params)? == snapshot(&continued.params)?);
+    Ok(())
 }
 
 /// The error of continuing from a state file; it must leave network and file as they are.

@@ -91,6 +91,7 @@ pub(crate) fn train<C: Model<Target = Labels>>(
         epochs,
         batches: loader.batches(),
         state: None,
+        until: None,
     };
     let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));
     match fit(twin, objective, &mut groups, plan, &run, epoch, |_| {

@@ -7,7 +7,7 @@
 //!
 //! The paper does not say how alpha is measured. Ours: alpha = 1 - r, where r is the share of attacked
 //! images of class k that end as class i, with half an image added to either side. Then A_k is the
-//! mean of the shares out of k and into k.
+//! mean of the shares out of k and into k. [`Ladder`] has a graded alpha.
 
 use serde::{Deserialize, Serialize};
 use theriac::{Aim, Attack, Classifier, Error, Labels, Pass, Pixels, Result, craft, predict};
@@ -53,39 +53,22 @@ impl Tally {
         alpha: Alpha,
         model: &C,
         attack: &A,
-        (images, labels): (&Pixels, &Labels),
+        images: (&Pixels, &Labels),
         pass: &Pass<'_>,
     ) -> Result<()> {
-        let (truth, predicted) = (labels.to_vec()?, predict(model, images, pass)?.to_vec()?);
-        let right = |i: &u32| truth[*i as usize] == predicted[*i as usize];
-        let right: Vec<u32> = (0..truth.len() as u32).filter(right).collect();
-        if right.is_empty() {
+        let Some(right) = Right::of(model, images, pass)? else {
             return Ok(());
-        }
-        let images = images.pick(&right)?;
-        let samples: Vec<u32> = right.iter().map(|&i| pass.samples[i as usize]).collect();
-        let truth: Vec<u32> = right.iter().map(|&i| truth[i as usize]).collect();
+        };
         let classes = self.tried.len() as u32;
-        let device = images.tensor().device().clone();
-        let pass = pass.over(&samples);
+        let all: Vec<u32> = (0..right.truth.len() as u32).collect();
         let steps = match alpha {
             Alpha::Targeted => 1..classes,
             Alpha::Untargeted => 0..1,
         };
-        // In step s every image goes toward the class s after its own, round about.
         for step in steps {
-            let toward = |k: &u32| (k + step) % classes;
-            let aimed: Vec<u32> = truth.iter().map(toward).collect();
-            let aimed = Labels::new(&aimed, classes as usize, &device)?;
-            let aim = match alpha {
-                Alpha::Targeted => Aim::Toward(&aimed),
-                Alpha::Untargeted => Aim::Away(&aimed),
-            };
-            let pass = pass.fork(u64::from(step));
-            let moved = craft(attack, model, &images, aim, &pass)?;
-            let ended = predict(model, &moved, &pass)?.to_vec()?;
-            let aimed = aimed.to_vec()?;
-            for ((&k, &aimed), &ended) in truth.iter().zip(&aimed).zip(&ended) {
+            let aimed = right.aimed(step, classes);
+            let ended = right.attacked(model, attack, (&aimed, &all), step, pass)?;
+            for ((&k, &aimed), &ended) in right.truth.iter().zip(&aimed).zip(&ended) {
                 self.note(alpha, k, aimed, ended);
             }
         }
@@ -139,6 +122,11 @@ impl Tally {
     /// The coefficients A_k of all classes, in (0, 1). The shares out of a class without any image
     /// are the mean over the others.
     pub fn coefficients(&self) -> Vec<f64> {
+        self.equation_6(|k, i| self.share(k, i))
+    }
+
+    /// Equation 6 with `ease(k, i) = 1 - alpha_k^i`.
+    fn equation_6(&self, ease: impl Fn(usize, usize) -> f64) -> Vec<f64> {
         let classes = self.tried.len();
         let others = |k: usize| (0..classes).filter(move |&i| i != k);
         let known = |k: &usize| others(*k).any(|i| self.tried[*k][i] > 0);
@@ -146,14 +134,169 @@ impl Tally {
             0 => 0.5,
             n => values.iter().sum::<f64>() / n as f64,
         };
-        let out_of = |k: usize| mean(others(k).map(|i| self.share(k, i)).collect());
+        let out_of = |k: usize| mean(others(k).map(|i| ease(k, i)).collect());
         let usual = mean((0..classes).filter(known).map(out_of).collect());
         let coefficient = |k: usize| {
             let out = if known(&k) { out_of(k) } else { usual };
-            let into = others(k).filter(known).map(|j| self.share(j, k));
+            let into = others(k).filter(known).map(|j| ease(j, k));
             0.5 * (out + mean(into.collect()))
         };
         (0..classes).map(coefficient).collect()
+    }
+
+    /// Whether at least half of the attacks from class k ended as class i.
+    fn mostly(&self, k: usize, i: usize) -> bool {
+        self.tried[k][i] > 0 && 2 * self.ended[k][i] >= self.tried[k][i]
+    }
+}
+
+/// A graded alpha: the median over images of class k of the least tested size of attack that ends as
+/// class i, over the largest tested size; 1 where half of the images hold out against all sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ladder {
+    /// Tested sizes in units of the first one, ascending.
+    sizes: Vec<f64>,
+    /// What this size or a smaller one has done.
+    tallies: Vec<Tally>,
+}
+
+impl Ladder {
+    /// Nothing counted yet.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] unless sizes are positive and ascend.
+    pub fn new(sizes: &[f64], classes: usize) -> Result<Self> {
+        let ascend = sizes.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascend
+            || sizes
+                .first()
+                .is_none_or(|&first| first.is_nan() || first <= 0.0)
+        {
+            return Err(Error::Setting {
+                name: "sizes",
+                value: format!("{sizes:?}"),
+                remedy: "give positive ones that ascend",
+            });
+        }
+        Ok(Self {
+            sizes: sizes.to_vec(),
+            tallies: vec![Tally::new(classes); sizes.len()],
+        })
+    }
+
+    /// Attacks images that the model has right toward every other class, with one attack for each
+    /// size; what one size has moved, larger ones need not attack.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for another number of attacks; those of the model and the attacks.
+    pub fn count<C: Classifier, A: Attack<C>>(
+        &mut self,
+        model: &C,
+        attacks: &[A],
+        images: (&Pixels, &Labels),
+        pass: &Pass<'_>,
+    ) -> Result<()> {
+        if attacks.len() != self.sizes.len() {
+            return Err(Error::Setting {
+                name: "attacks",
+                value: attacks.len().to_string(),
+                remedy: "give one for each size",
+            });
+        }
+        let Some(right) = Right::of(model, images, pass)? else {
+            return Ok(());
+        };
+        let classes = self.tallies[0].tried.len();
+        for step in 1..classes as u32 {
+            let aimed = right.aimed(step, classes as u32);
+            let mut left: Vec<u32> = (0..aimed.len() as u32).collect();
+            for (attack, tally) in attacks.iter().zip(&mut self.tallies) {
+                if !left.is_empty() {
+                    let ended = right.attacked(model, attack, (&aimed, &left), step, pass)?;
+                    left = left
+                        .into_iter()
+                        .zip(ended)
+                        .filter_map(|(i, ended)| (ended != aimed[i as usize]).then_some(i))
+                        .collect();
+                }
+                for (i, (&k, &aimed)) in right.truth.iter().zip(&aimed).enumerate() {
+                    let held = left.binary_search(&(i as u32)).is_ok();
+                    let ended = if held { k } else { aimed };
+                    tally.note(Alpha::Targeted, k, aimed, ended);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// alpha_k^i in (0, 1].
+    pub fn alpha(&self, k: usize, i: usize) -> f64 {
+        let rungs = self.sizes.iter().zip(&self.tallies);
+        let least = rungs.clone().find(|(_, tally)| tally.mostly(k, i));
+        match (least, self.sizes.last()) {
+            (Some((size, _)), Some(largest)) => size / largest,
+            _ => 1.0,
+        }
+    }
+
+    /// The coefficients A_k of all classes, in [0, 1): 0 for a class that nothing moves.
+    pub fn coefficients(&self) -> Vec<f64> {
+        self.tallies[0].equation_6(|k, i| 1.0 - self.alpha(k, i))
+    }
+}
+
+/// The images of a batch that a model has right.
+struct Right {
+    images: Pixels,
+    truth: Vec<u32>,
+    samples: Vec<u32>,
+}
+
+impl Right {
+    /// `None` when there are none.
+    fn of<C: Classifier>(
+        model: &C,
+        (images, labels): (&Pixels, &Labels),
+        pass: &Pass<'_>,
+    ) -> Result<Option<Self>> {
+        let (truth, said) = (labels.to_vec()?, predict(model, images, pass)?.to_vec()?);
+        let right = |i: &u32| truth[*i as usize] == said[*i as usize];
+        let right: Vec<u32> = (0..truth.len() as u32).filter(right).collect();
+        if right.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            images: images.pick(&right)?,
+            samples: right.iter().map(|&i| pass.samples[i as usize]).collect(),
+            truth: right.iter().map(|&i| truth[i as usize]).collect(),
+        }))
+    }
+
+    /// For each image the class so many after its own, round about.
+    fn aimed(&self, step: u32, classes: u32) -> Vec<u32> {
+        self.truth.iter().map(|k| (k + step) % classes).collect()
+    }
+
+    /// What some of the images are taken for after an attack toward (`step` 0: away from) a class.
+    fn attacked<C: Classifier, A: Attack<C>>(
+        &self,
+        model: &C,
+        attack: &A,
+        (aimed, of): (&[u32], &[u32]),
+        step: u32,
+        pass: &Pass<'_>,
+    ) -> Result<Vec<u32>> {
+        let images = self.images.pick(of)?;
+        let samples: Vec<u32> = of.iter().map(|&i| self.samples[i as usize]).collect();
+        let aimed: Vec<u32> = of.iter().map(|&i| aimed[i as usize]).collect();
+        let aimed = Labels::new(&aimed, model.classes(), images.tensor().device())?;
+        let aim = match step {
+            0 => Aim::Away(&aimed),
+            _ => Aim::Toward(&aimed),
+        };
+        let pass = pass.over(&samples).fork(u64::from(step));
+        let moved = craft(attack, model, &images, aim, &pass)?;
+        predict(model, &moved, &pass)?.to_vec()
     }
 }
 
@@ -211,6 +354,30 @@ mod tests {
         let expected = [(out + half) / 2.0, (out + half) / 2.0, (out + all) / 2.0];
         for (a, e) in tally.coefficients().iter().zip(expected) {
             assert!((a - e).abs() < 1e-12, "{a} against {e}");
+        }
+    }
+
+    /// Half of the images of class 0 give way to the second of three sizes; class 1 to the first;
+    /// none of class 2.
+    #[test]
+    fn a_ladder_takes_the_median_of_the_least_size() {
+        let tried = [[0, 4, 4], [4, 0, 4], [4, 4, 0]];
+        let rung = |of_0, of_1| tally(&tried, &[[0, of_0, of_0], [of_1, 0, of_1], [1, 1, 0]]);
+        let mut ladder = Ladder::new(&[0.5, 1.0, 4.0], 3).unwrap();
+        ladder.tallies = vec![rung(1, 2), rung(2, 4), rung(3, 4)];
+        let alpha = |k, i| ladder.alpha(k, i);
+        assert_eq!([alpha(0, 1), alpha(1, 2), alpha(2, 0)], [0.25, 0.125, 1.0]);
+        // 1 - (sum out of k + sum into k) / 4
+        let expected = [
+            1.0 - (0.25 + 0.25 + 0.125 + 1.0) / 4.0,
+            1.0 - (0.125 + 0.125 + 0.25 + 1.0) / 4.0,
+            1.0 - (1.0 + 1.0 + 0.25 + 0.125) / 4.0,
+        ];
+        for (a, e) in ladder.coefficients().iter().zip(expected) {
+            assert!((a - e).abs() < 1e-12, "{a} against {e}");
+        }
+        for sizes in [&[][..], &[0.0, 1.0], &[2.0, 1.0], &[f64::NAN]] {
+            assert!(Ladder::new(sizes, 3).is_err(), "{sizes:?}");
         }
     }
 

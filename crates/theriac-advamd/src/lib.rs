@@ -5,7 +5,7 @@ mod deltas;
 mod layers;
 mod objective;
 
-pub use coefficients::{Alpha, Tally};
+pub use coefficients::{Alpha, Ladder, Tally};
 pub use deltas::Deltas;
 pub use layers::{AUXILIARY, Through, TwoBanks};
-pub use objective::{AdvAmd, Adversary, BnBatches, EachBatch, Settings, WeightedLoss};
+pub use objective::{AdvAmd, Adversary, BnBatches, EachBatch, OnTheWay, Settings, WeightedLoss};

@@ -102,12 +102,51 @@ pub trait Adversary<M: Model>: Send + Sync {
     /// # Errors
     /// Those of the attack, or for an image that was not attacked.
     fn moved(&self, twin: &Twin<M>, batch: &Batch<M::Target>, pass: &Pass<'_>) -> Result<Pixels>;
+
+    /// The mediate samples of clean images, unless they lie on the line to the adversarial ones.
+    ///
+    /// # Errors
+    /// For an image that was not attacked.
+    fn mediate(&self, _batch: &Batch<M::Target>) -> Result<Option<Pixels>> {
+        Ok(None)
+    }
+}
+
+impl<M: Model, P: Adversary<M> + ?Sized> Adversary<M> for Box<P> {
+    fn moved(&self, twin: &Twin<M>, batch: &Batch<M::Target>, pass: &Pass<'_>) -> Result<Pixels> {
+        (**self).moved(twin, batch, pass)
+    }
+
+    fn mediate(&self, batch: &Batch<M::Target>) -> Result<Option<Pixels>> {
+        (**self).mediate(batch)
+    }
 }
 
 /// Made once, on the network to amend, as in algorithm 1.
 impl<M: Model> Adversary<M> for Deltas {
     fn moved(&self, _: &Twin<M>, batch: &Batch<M::Target>, _: &Pass<'_>) -> Result<Pixels> {
         self.moved(&batch.pixels, &batch.samples, 1.0)
+    }
+}
+
+/// Mediate samples that an attack came through on its way, a reading of section 4 ("collects the
+/// mediate samples in the attack process"): the same attack with the share phi of its steps.
+#[derive(Clone, Debug)]
+pub struct OnTheWay {
+    /// After all steps.
+    pub adversarial: Deltas,
+    /// After some.
+    pub mediate: Deltas,
+}
+
+impl<M: Model> Adversary<M> for OnTheWay {
+    fn moved(&self, _: &Twin<M>, batch: &Batch<M::Target>, _: &Pass<'_>) -> Result<Pixels> {
+        self.adversarial.moved(&batch.pixels, &batch.samples, 1.0)
+    }
+
+    fn mediate(&self, batch: &Batch<M::Target>) -> Result<Option<Pixels>> {
+        let moved = self.mediate.moved(&batch.pixels, &batch.samples, 1.0)?;
+        Ok(Some(moved))
     }
 }
 
@@ -147,7 +186,7 @@ pub struct AdvAmd<P = Deltas> {
     pub settings: Settings,
     /// A_k of each class; see [`crate::Tally`].
     pub coefficients: Vec<f64>,
-    /// [`Deltas`] of all training images, or [`EachBatch`].
+    /// [`Deltas`] of all training images, [`OnTheWay`] or [`EachBatch`].
     pub adversary: P,
     /// Crops and mirrors clean, mediate and adversarial images alike. Do not augment in the loader:
     /// kept perturbations are those of whole images.
@@ -177,22 +216,27 @@ impl<M: WeightedLoss, P: Adversary<M>> Objective<M> for AdvAmd<P> {
             true => seen(&self.adversary.moved(twin, batch, pass)?)?,
             false => clean.clone(),
         };
+        let mediate = match b2 != 0.0 {
+            true => Some(match self.adversary.mediate(batch)? {
+                Some(mediate) => seen(&mediate)?,
+                None => between(&clean, &moved, phi)?,
+            }),
+            false => None,
+        };
         let aside = Pass {
             bank: AUXILIARY,
             ..*pass
         };
-        let mut total = match (b2 != 0.0, bn_batches) {
-            (true, BnBatches::Joint) if !mediate_auxiliary => {
-                let mediate = between(&clean, &moved, phi)?;
+        let mut total = match (mediate, bn_batches) {
+            (Some(mediate), BnBatches::Joint) if !mediate_auxiliary => {
                 joint(model, [&clean, &mediate], target, [b1, b2], pass)?
             }
             (mediate, _) => {
                 let first = (model.loss(&clean, target, pass)?.mean_all()? * b1)?;
                 match mediate {
-                    false => first,
-                    true => {
+                    None => first,
+                    Some(mediate) => {
                         let pass = if mediate_auxiliary { &aside } else { pass };
-                        let mediate = between(&clean, &moved, phi)?;
                         let second = model.loss(&mediate, target, pass)?.mean_all()?;
                         (first + (second * b2)?)?
                     }

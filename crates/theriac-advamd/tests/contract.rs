@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)] // the whole binary is tests
 
 use candle_core::{DType, Device, Tensor};
-use theriac::{Aim, Batch, Budget, Classifier as _, Labels, Pass, Pixels, Run, craft};
+use theriac::{Aim, Attack, Batch, Budget, Classifier, Labels, Pass, Pixels, Result, Run, craft};
 use theriac_advamd::{
-    AUXILIARY, AdvAmd, BnBatches, Deltas, EachBatch, Settings, Through, TwoBanks, WeightedLoss as _,
+    AUXILIARY, AdvAmd, BnBatches, Deltas, EachBatch, Ladder, OnTheWay, Settings, Through, TwoBanks,
+    WeightedLoss as _,
 };
-use theriac_attacks::Fgsm;
+use theriac_attacks::{Fgsm, Pgd, Start};
 use theriac_data::{Augment, Loader, Order, Partial, synthetic};
 use theriac_models::resnet_v1;
 use theriac_nn::{Network, Params, Plain, Twin};
@@ -33,14 +34,19 @@ fn network() -> Twin<Network> {
     twin
 }
 
+fn linf(eps: &str) -> Budget {
+    Budget::linf(eps.parse().unwrap()).unwrap()
+}
+
 fn deltas(twin: &Twin<Network>, batch: &Batch<Labels>, eps: &str) -> Deltas {
-    let (run, budget) = (
-        Run::new(0, &Device::Cpu),
-        Budget::linf(eps.parse().unwrap()).unwrap(),
-    );
+    deltas_of(&Fgsm { budget: linf(eps) }, twin, batch)
+}
+
+fn deltas_of(attack: &impl Attack<Network>, twin: &Twin<Network>, batch: &Batch<Labels>) -> Deltas {
+    let run = Run::new(0, &Device::Cpu);
     let pass = run.eval(&batch.samples);
     let aim = Aim::Away(&batch.target);
-    let moved = craft(&Fgsm { budget }, &twin.frozen, &batch.pixels, aim, &pass).unwrap();
+    let moved = craft(attack, &twin.frozen, &batch.pixels, aim, &pass).unwrap();
     let mut deltas = Deltas::default();
     deltas.keep(&batch.pixels, &moved, &batch.samples).unwrap();
     deltas
@@ -102,6 +108,88 @@ fn mediate_samples_lie_between_clean_and_adversarial_images() {
     assert!(adversarial > clean + 0.01, "{clean}, {adversarial}");
     assert!((at([0.0, 1.0, 0.0], 0.0) - clean).abs() < 1e-6);
     assert!((at([0.0, 1.0, 0.0], 1.0) - adversarial).abs() < 1e-6);
+}
+
+/// Two steps of four, not half of what four make.
+#[test]
+fn mediate_samples_can_be_those_on_the_way() {
+    let (twin, batch) = (network(), batch());
+    let pgd = |steps| {
+        let attack = Pgd {
+            start: Start::Clean,
+            short_reach: true,
+            ..Pgd::new(linf("0.1"), "0.04".parse().unwrap(), steps)
+        };
+        deltas_of(&attack, &twin, &batch)
+    };
+    let (two, four) = (pgd(2), pgd(4));
+    let mut on_the_way = AdvAmd {
+        settings: only([0.0, 1.0, 0.0]),
+        coefficients: vec![1.0; 10],
+        adversary: OnTheWay {
+            adversarial: four.clone(),
+            mediate: two.clone(),
+        },
+        augment: Augment::default(),
+    };
+    let mut at = |weights| {
+        on_the_way.settings = only(weights);
+        let run = Run::new(0, &Device::Cpu);
+        value(
+            &on_the_way
+                .loss(&twin, &batch, &run.eval(&batch.samples))
+                .unwrap(),
+        )
+    };
+    let (mediate, adversarial) = (at([0.0, 1.0, 0.0]), at([0.0, 0.0, 1.0]));
+    let whole = |deltas| loss(&mut method(only([0.0, 0.0, 1.0]), deltas), &twin, &batch);
+    assert!((mediate - whole(two)).abs() < 1e-6, "{mediate}");
+    assert!(
+        (adversarial - whole(four.clone())).abs() < 1e-6,
+        "{adversarial}"
+    );
+    let half = loss(&mut method(only([0.0, 1.0, 0.0]), four), &twin, &batch);
+    assert!((mediate - half).abs() > 1e-4, "{mediate}, {half}");
+}
+
+/// Class 0 where the mean of the pixels is above one half, class 1 elsewhere: FGSM of size eps moves
+/// the mean by eps.
+struct Brightness;
+
+impl Classifier for Brightness {
+    fn logits(&self, x: &Pixels, _: &Pass<'_>) -> Result<Tensor> {
+        let above = (x.tensor().flatten_from(1)?.mean_keepdim(1)? - 0.5)?;
+        Ok(Tensor::cat(&[&above, &above.neg()?], 1)?)
+    }
+
+    fn classes(&self) -> usize {
+        2
+    }
+}
+
+#[test]
+fn a_ladder_finds_the_distance_of_a_linear_model() {
+    let values = [0.6f32, 0.7, 0.8, 0.45, 0.9];
+    let pixels = values.map(|v| [v; 4]).concat();
+    let pixels = Tensor::from_vec(pixels, (5, 1, 2, 2), &Device::Cpu).unwrap();
+    let pixels = Pixels::new(pixels).unwrap();
+    // The last is wrong, and not attacked.
+    let labels = Labels::new(&[0, 0, 0, 1, 1], 2, &Device::Cpu).unwrap();
+    let sizes = ["0.15", "0.25", "0.35"];
+    let attacks = sizes.map(|eps| Fgsm { budget: linf(eps) });
+    let mut ladder = Ladder::new(&[0.15, 0.25, 0.35], 2).unwrap();
+    let run = Run::new(0, &Device::Cpu);
+    let pass = run.eval(&[0, 1, 2, 3, 4]);
+    let images = (&pixels, &labels);
+    ladder.count(&Brightness, &attacks, images, &pass).unwrap();
+    let alpha = [ladder.alpha(0, 1), ladder.alpha(1, 0)];
+    assert_eq!(alpha, [0.25 / 0.35, 0.15 / 0.35]);
+    let expected = 1.0 - (alpha[0] + alpha[1]) / 2.0;
+    for coefficient in ladder.coefficients() {
+        assert!((coefficient - expected).abs() < 1e-12);
+    }
+    let few = ladder.count(&Brightness, &attacks[..2], images, &pass);
+    assert!(few.unwrap_err().to_string().contains("attacks"));
 }
 
 /// Joint or apart, in evaluation mode nothing changes; in training mode statistics do.
@@ -205,7 +293,7 @@ fn the_first_bank_is_the_plain_network_and_others_are_refused() {
 #[test]
 fn images_made_anew_are_those_of_the_network_as_it_is() {
     let (twin, batch) = (network(), batch());
-    let budget = Budget::linf("0.1".parse().unwrap()).unwrap();
+    let budget = linf("0.1");
     let settings = only([0.5, 0.5, 1.0]);
     let once = loss(
         &mut method(settings, deltas(&twin, &batch, "0.1")),

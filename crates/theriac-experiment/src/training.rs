@@ -47,6 +47,8 @@ pub struct Training<'a> {
     pub label: &'a str,
     /// Epochs in all.
     pub epochs: usize,
+    /// Ends as well after an epoch of this mean loss or less.
+    pub until: Option<f64>,
     /// Numbers of epochs after which the parameters are kept as well, see [`after`].
     pub kept: &'a [usize],
     /// What the file of the parameters says of itself.
@@ -81,6 +83,7 @@ impl Training<'_> {
             epochs,
             batches,
             state: Some(&state),
+            until: self.until,
         };
         let epoch = |e| loader.epoch(e).map(|batch| batch.map_err(into_theriac));
         let mut failed = None;

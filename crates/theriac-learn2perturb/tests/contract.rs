@@ -87,6 +87,7 @@ fn train<O: Objective<Network>>(
         epochs,
         batches: loader.batches(),
         state: None,
+        until: None,
     };
     let epoch = |e| loader.epoch(e).map(|batch| Ok(batch?));
     let go_on = |_| std::ops::ControlFlow::Continue(());
@@ -244,6 +245,7 @@ fn the_regulariser_raises_theta_by_its_slope() {
             epochs: 1,
             batches: 1,
             state: None,
+            until: None,
         };
         let epoch = |_| std::iter::once(Ok(one.clone()));
         let go_on = |_| std::ops::ControlFlow::Continue(());
@@ -278,6 +280,7 @@ fn a_step_is_that_of_the_algorithm() {
             epochs: 1,
             batches: 1,
             state: None,
+            until: None,
         };
         let epoch = |_| std::iter::once(Ok(one.clone()));
         let go_on = |_| std::ops::ControlFlow::Continue(());

@@ -231,6 +231,7 @@ fn detects_noise_and_is_evaded_by_who_knows_it() {
         epochs: 200,
         batches: 1,
         state: None,
+        until: None,
     };
     let epoch = |_| [Ok(batch.clone())].into_iter();
     let on = |_| std::ops::ControlFlow::Continue(());

@@ -89,6 +89,7 @@ fn training_keeps_the_sensitivity() -> Result<()> {
         epochs: 3,
         batches: 1,
         state: None,
+        until: None,
     };
     let epoch = |_| std::iter::once(Ok(batch.clone()));
     let go_on = |_| std::ops::ControlFlow::Continue(());

@@ -153,6 +153,7 @@ fn training_moves_alpha_without_decay() -> Result<()> {
         epochs: 1,
         batches: 1,
         state: None,
+        until: None,
     };
     let before = host(&find(&params, "fc3.alpha"))[0];
     let weight = host(&find(&params, "fc3.weight"))[0];

@@ -23,6 +23,8 @@ pub struct Plan<'a> {
     /// File that holds everything after each epoch (parameters, optimiser, objective, history). If
     /// it is there at the start, the run continues from it.
     pub state: Option<&'a Path>,
+    /// The run also ends after an epoch of this mean loss or less.
+    pub until: Option<f64>,
 }
 
 /// Where a run stands, told after each batch.
@@ -80,7 +82,7 @@ fn gradients(loss: Tensor, groups: &[Group]) -> Result<GradStore> {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// All epochs are done.
+    /// All epochs are done, or the loss is as low as asked.
     Done(Vec<Epoch>),
     /// The observer stopped it; whole epochs are kept in the state file.
     Stopped(Vec<Epoch>),
@@ -114,7 +116,11 @@ where
         Some(path) if path.exists() => resume(twin, objective, groups, path)?,
         _ => Vec::new(),
     };
+    let reached = |last: Option<&Epoch>| last.zip(plan.until).is_some_and(|(e, l)| e.loss <= l);
     for e in history.len()..plan.epochs {
+        if reached(history.last()) {
+            break;
+        }
         let span = tracing::info_span!("epoch", epoch = e);
         let _entered = span.enter();
         let (started, before) = (Instant::now(), run.meter().gradients());

@@ -6,8 +6,8 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use theriac::Run;
-use theriac_advamd::{AdvAmd, Alpha, EachBatch, Settings as Amendment, TwoBanks};
-use theriac_attacks::Spec as Attack;
+use theriac_advamd::{AdvAmd, Adversary, EachBatch, OnTheWay, Settings as Amendment, TwoBanks};
+use theriac_attacks::{Declare as _, Spec as Attack};
 use theriac_data::{Augment, Images, Loader, Order, Partial};
 use theriac_datasets::Split;
 use theriac_distillation::{Distillation, Tempered};
@@ -18,7 +18,7 @@ use theriac_nn::{Layers, Normalised, Params, Plain, Twin};
 use theriac_tables::{BoxError, Cell, Lab};
 use theriac_train::{Adam, Clean, Group, Objective, Schedule, Sgd};
 
-use crate::crafted::Crafted;
+use crate::crafted::{Alpha, Crafted};
 
 /// What is done to a trained network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -71,10 +71,26 @@ pub(crate) struct Recipe {
     /// Whether perturbations are made anew for each batch.
     #[serde(default)]
     pub(crate) refresh: bool,
+    #[serde(default)]
+    pub(crate) mediate: Mediate,
+    /// The amendment ends after an epoch of this mean loss or less.
+    #[serde(default)]
+    pub(crate) sigma: Option<f64>,
     /// Images of each class in the coefficients.
     pub(crate) per_class: usize,
     pub(crate) temperature: f64,
     pub(crate) magnet: Magnet,
+}
+
+/// Readings of mediate samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mediate {
+    /// On the line to the adversarial image, equation 5.
+    #[default]
+    Scaled,
+    /// What the attack comes through after the share phi of its steps.
+    Iterate,
 }
 
 /// Readings of A, which algorithm 1 prints without a class.
@@ -137,9 +153,11 @@ struct Key<'a> {
     /// `None` for methods that train nothing on.
     epochs: Option<usize>,
     /// `None` for methods without adversarial images.
-    crafted: Option<(&'a Attack, Amendment, bool)>,
+    crafted: Option<(&'a Attack, Amendment, bool, Mediate)>,
     /// `None` unless losses are weighted.
     alpha: Option<(Alpha, Coefficients, usize, usize)>,
+    /// `None` unless the amendment may end early.
+    sigma: Option<f64>,
     /// `None` for all but distillation.
     temperature: Option<f64>,
 }
@@ -157,7 +175,27 @@ impl Recipe {
         if self.refresh && !self.two_banks() {
             return Err("refresh: perturbations are made anew through the auxiliary norms".into());
         }
+        if self.mediate == Mediate::Iterate {
+            self.part_way()?;
+        }
+        let ball = |attack: &Attack| attack.declared().budget.is_some();
+        if self.alpha == Alpha::MinNorm && !self.attack.as_ref().is_some_and(ball) {
+            return Err("alpha: min-norm needs an attack within a ball".into());
+        }
         Ok(())
+    }
+
+    /// The attack with the share phi of its steps.
+    fn part_way(&self) -> Result<Attack, BoxError> {
+        match &self.attack {
+            Some(Attack::Pgd(pgd)) if !self.refresh => {
+                let mut pgd = *pgd;
+                pgd.steps = (self.amendment.phi * f64::from(pgd.steps)).round() as u32;
+                pgd.short_reach = true;
+                Ok(Attack::Pgd(pgd))
+            }
+            _ => Err("mediate: iterates are those of PGD, made once".into()),
+        }
     }
 
     /// The same recipe for another method.
@@ -213,8 +251,9 @@ impl Recipe {
                 .attack
                 .as_ref()
                 .filter(|_| adversarial)
-                .map(|attack| (attack, amendment, self.refresh)),
+                .map(|attack| (attack, amendment, self.refresh, self.mediate)),
             alpha: weighted.then_some((self.alpha, self.coefficients, self.per_class, self.held)),
+            sigma: self.sigma.filter(|_| self.method == Method::AdvAmd),
             temperature: distilled.then_some(self.temperature),
         }
     }
@@ -256,6 +295,7 @@ impl Recipe {
             let stage = Stage {
                 label: "the network to amend",
                 epochs: self.base_epochs,
+                until: None,
                 rate: Schedule::Cosine {
                     rate: self.learning_rate,
                     epochs: self.base_epochs,
@@ -311,6 +351,7 @@ impl Recipe {
         let stage = |label, augment| Stage {
             label,
             epochs: self.epochs,
+            until: None,
             rate: Schedule::Cosine {
                 rate: 0.1 * self.learning_rate,
                 epochs: self.epochs,
@@ -356,23 +397,26 @@ impl Recipe {
                     Method::AdvTrain => "adversarial training",
                     _ => "the amendment",
                 };
-                if self.refresh {
-                    let attack = self.attack.clone().ok_or("attack: name one")?;
-                    let objective = AdvAmd {
-                        settings,
-                        coefficients,
-                        adversary: EachBatch { attack },
-                        augment: Augment::CIFAR,
-                    };
-                    return self.fit(&twin, objective, stage(label, false), &data, at);
-                }
+                let attack = self.attack.clone().ok_or("attack: name one")?;
+                let adversary: Box<dyn Adversary<Normalised>> = match self.mediate {
+                    _ if self.refresh => Box::new(EachBatch { attack }),
+                    Mediate::Scaled => Box::new(crafted.deltas(&attack, &data)?),
+                    Mediate::Iterate => Box::new(OnTheWay {
+                        adversarial: crafted.deltas(&attack, &data)?,
+                        mediate: crafted.deltas(&self.part_way()?, &data)?,
+                    }),
+                };
                 let objective = AdvAmd {
                     settings,
                     coefficients,
-                    adversary: crafted.deltas(&data)?,
+                    adversary,
                     augment: Augment::CIFAR,
                 };
-                self.fit(&twin, objective, stage(label, false), &data, at)
+                let stage = Stage {
+                    until: self.sigma.filter(|_| self.method == Method::AdvAmd),
+                    ..stage(label, false)
+                };
+                self.fit(&twin, objective, stage, &data, at)
             }
         }
     }
@@ -433,6 +477,7 @@ impl Recipe {
             folder,
             label: &label,
             epochs: stage.epochs,
+            until: stage.until,
             kept: &[],
             about: &about,
         };
@@ -502,6 +547,7 @@ impl Recipe {
                 folder,
                 label: &label,
                 epochs: self.magnet.epochs,
+                until: None,
                 kept: &[],
                 about: &about,
             };
@@ -517,6 +563,7 @@ impl Recipe {
 struct Stage<'a> {
     label: &'a str,
     epochs: usize,
+    until: Option<f64>,
     rate: Schedule,
     /// Crops and mirrors in the loader.
     augment: bool,

@@ -266,6 +266,7 @@ impl Settings {
             folder,
             label,
             epochs: self.epochs,
+            until: None,
             kept: &KEPT,
             about: &about,
         };

@@ -198,6 +198,7 @@ impl Recipe {
             folder,
             label,
             epochs,
+            until: None,
             kept: &[],
             about: &about,
         };

@@ -252,6 +252,7 @@ impl Go<'_> {
             folder,
             label,
             epochs: settings.epochs,
+            until: None,
             kept: &[],
             about: &about,
         };

@@ -56,6 +56,7 @@ fn milliseconds(recipe: &Recipe, batch: &Batch<Labels>, run: &Run) -> Result<Vec
         epochs: 1,
         batches: STEPS,
         state: None,
+        until: None,
     };
     let epoch = |_| (0..STEPS).map(|_| Ok(batch.clone()));
     let (mut began, mut all) = (Instant::now(), Vec::new());

@@ -381,6 +381,7 @@ impl Recipe {
             folder,
             label,
             epochs,
+            until: None,
             kept: &kept,
             about: &about,
         };

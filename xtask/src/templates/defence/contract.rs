@@ -23,6 +23,7 @@ fn the_loss_falls_on_a_tiny_set() -> Result<(), Box<dyn Error>> {
         epochs: 5,
         batches: loader.batches(),
         state: None,
+        until: None,
     };
     let run = Run::new(4, &Device::Cpu);
     let epoch = |e| {
