@@ -11,7 +11,7 @@ use theriac_nn::{Params, Plain, Saved};
 use theriac_onnx::{OnnxModel, Summary};
 
 use crate::Common;
-use crate::subject::{arch, is_onnx, sha256_of};
+use crate::subject::{KNOWN, is_onnx, sha256_of};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -32,22 +32,6 @@ struct Told {
     fits: Vec<String>,
     normalisation: String,
 }
-
-/// Networks whose parameters may be those of a file.
-const KNOWN: [&str; 12] = [
-    "lenet5",
-    "atda-cnn",
-    "advertorch-lenet",
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet110",
-    "resnet18-cifar",
-    "bottleneck-resnet",
-    "resnet18",
-    "resnet50",
-];
 
 pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     if is_onnx(&options.file, options.onnx) {
@@ -78,12 +62,13 @@ pub(crate) fn run(options: &Options, common: &Common) -> Result<ExitCode> {
     classes.sort_unstable();
     classes.dedup();
     let mut fits = Vec::new();
-    for name in KNOWN {
+    // Large networks are not built in vain.
+    for known in KNOWN.iter().filter(|it| saved.shape(it.tensor).is_some()) {
         for &classes in &classes {
             let params = Params::new(0, DType::F32, &Device::Cpu);
-            let built = arch(name, classes)?.build(&Plain, params.frozen());
+            let built = (known.spec)(classes).build(&Plain, params.frozen());
             if built.is_ok() && params.check(&saved, "").is_ok() {
-                fits.push(name.to_owned());
+                fits.push(known.name.to_owned());
                 break;
             }
         }

@@ -17,11 +17,7 @@ use theriac_onnx::OnnxModel;
 /// Which network, and how it sees images.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelOptions {
-    /// The network: lenet5, atda-cnn, advertorch-lenet, resnet20 (32, 44, 56, 110),
-    /// resnet18-cifar, resnet50-cifar, bottleneck-resnet, wrn-28-10, resnet18, resnet34, resnet50,
-    /// deit-tiny, deit-small, deit-base, efficientnet-lite0, squeezenet, or as in TOML: '{ kind = "resnet-v1", depth = 20, width = 64, classes = 10 }'. By default what the
-    /// file says of itself.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = help())]
     pub(crate) arch: Option<String>,
     /// The file is ONNX, which holds its network. Files called *.onnx are taken for that anyway.
     #[arg(long, conflicts_with = "arch")]
@@ -61,59 +57,121 @@ impl Model {
     }
 }
 
-/// The network's name to its description.
-pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
-    let v1 = |depth| Spec::ResnetV1 {
+/// Of `--arch`.
+fn help() -> String {
+    format!(
+        "The network: {}, or as in TOML: '{{ kind = \"resnet-v1\", depth = 20, width = 64, classes = \
+         10 }}'. By default what the file says of itself",
+        names()
+    )
+}
+
+fn names() -> String {
+    KNOWN.map(|known| known.name).join(", ")
+}
+
+/// A network that has a name.
+pub(crate) struct Known {
+    pub(crate) name: &'static str,
+    /// For a number of classes.
+    pub(crate) spec: fn(usize) -> Spec,
+    /// A tensor that its files have.
+    pub(crate) tensor: &'static str,
+}
+
+const fn known(name: &'static str, tensor: &'static str, spec: fn(usize) -> Spec) -> Known {
+    Known { name, spec, tensor }
+}
+
+fn resnet(depth: usize, classes: usize) -> Spec {
+    Spec::ResnetV1 {
         depth,
         width: 16,
         classes,
-    };
-    Ok(match name {
-        "lenet" | "lenet5" => Spec::Lenet,
-        "atda-cnn" => Spec::AtdaCnn,
-        "advertorch-lenet" => Spec::AdvertorchLenet,
-        "resnet20" => v1(20),
-        "resnet32" => v1(32),
-        "resnet44" => v1(44),
-        "resnet56" => v1(56),
-        "resnet110" => v1(110),
-        "resnet18" => Spec::Resnet18 { classes },
-        "resnet34" => Spec::Resnet34 { classes },
-        "resnet50" => Spec::Resnet50 { classes },
-        "resnet18-cifar" => Spec::Resnet18Cifar { classes },
-        "resnet50-cifar" => Spec::Resnet50Cifar { classes },
-        "efficientnet-lite0" => Spec::EfficientnetLite0 { classes },
-        "squeezenet" => Spec::Squeezenet { classes },
-        "deit-tiny" => Spec::DeitTiny { classes },
-        "deit-small" => Spec::DeitSmall { classes },
-        "deit-base" => Spec::DeitBase { classes },
-        "bottleneck-resnet" => Spec::BottleneckResnet { classes },
-        "wrn-28-10" => Spec::WideResnet {
+    }
+}
+
+pub(crate) const KNOWN: [Known; 22] = [
+    known("lenet5", "fc3.weight", |_| Spec::Lenet),
+    known("atda-cnn", "fc2.weight", |_| Spec::AtdaCnn),
+    known("advertorch-lenet", "linear2.weight", |_| {
+        Spec::AdvertorchLenet
+    }),
+    known("resnet20", "layer3.2.conv1.weight", |n| resnet(20, n)),
+    known("resnet32", "layer3.4.conv1.weight", |n| resnet(32, n)),
+    known("resnet44", "layer3.6.conv1.weight", |n| resnet(44, n)),
+    known("resnet56", "layer3.8.conv1.weight", |n| resnet(56, n)),
+    known("resnet110", "layer3.17.conv1.weight", |n| resnet(110, n)),
+    known("resnet18-cifar", "layer4.1.conv2.weight", |classes| {
+        Spec::Resnet18Cifar { classes }
+    }),
+    known("resnet50-cifar", "layer4.2.conv3.weight", |classes| {
+        Spec::Resnet50Cifar { classes }
+    }),
+    known("bottleneck-resnet", "layer3.0.conv3.weight", |classes| {
+        Spec::BottleneckResnet { classes }
+    }),
+    known("wrn-28-10", "block3.layer.3.conv2.weight", |classes| {
+        Spec::WideResnet {
             depth: 28,
             widen: 10,
             classes,
-        },
-        text if text.trim_start().starts_with('{') => {
-            #[derive(serde::Deserialize)]
-            struct Line {
-                arch: Spec,
-            }
-            // As files say of themselves, or as tables write it.
-            match serde_json::from_str(text) {
-                Ok(spec) => spec,
-                Err(_) => {
-                    let line = toml::from_str::<Line>(&format!("arch = {text}"));
-                    line.with_context(|| format!("--arch {text}"))?.arch
-                }
-            }
         }
-        other => bail!(
-            "--arch {other}: unknown; there are lenet5, atda-cnn, advertorch-lenet, resnet20, 32, \
-             44, 56, 110, resnet18-cifar, resnet50-cifar, bottleneck-resnet, wrn-28-10, resnet18, \
-             resnet34, resnet50, deit-tiny, deit-small, deit-base, efficientnet-lite0, squeezenet, and descriptions such as '{{ kind = \"resnet-v1\", depth = 26, \
-             classes = 10 }}'"
+    }),
+    known("vgg16", "classifier.weight", |classes| Spec::Vgg16 {
+        classes,
+    }),
+    known("resnet18", "layer4.1.conv2.weight", |classes| {
+        Spec::Resnet18 { classes }
+    }),
+    known("resnet34", "layer4.2.conv2.weight", |classes| {
+        Spec::Resnet34 { classes }
+    }),
+    known("resnet50", "layer4.2.conv3.weight", |classes| {
+        Spec::Resnet50 { classes }
+    }),
+    known("efficientnet-lite0", "_conv_head.weight", |classes| {
+        Spec::EfficientnetLite0 { classes }
+    }),
+    known("squeezenet", "classifier.1.weight", |classes| {
+        Spec::Squeezenet { classes }
+    }),
+    known("deit-tiny", "blocks.11.attn.qkv.weight", |classes| {
+        Spec::DeitTiny { classes }
+    }),
+    known("deit-small", "blocks.11.attn.qkv.weight", |classes| {
+        Spec::DeitSmall { classes }
+    }),
+    known("deit-base", "blocks.11.attn.qkv.weight", |classes| {
+        Spec::DeitBase { classes }
+    }),
+    known("deit-cifar", "blocks.5.attn.qkv.weight", |classes| {
+        Spec::DeitCifar { classes }
+    }),
+];
+
+/// The network's name to its description.
+pub(crate) fn arch(name: &str, classes: usize) -> Result<Spec> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        arch: Spec,
+    }
+    if name.trim_start().starts_with('{') {
+        // As files say of themselves, or as tables write it.
+        if let Ok(spec) = serde_json::from_str(name) {
+            return Ok(spec);
+        }
+        let line = toml::from_str::<Line>(&format!("arch = {name}"));
+        return Ok(line.with_context(|| format!("--arch {name}"))?.arch);
+    }
+    match KNOWN.iter().find(|known| known.name == name) {
+        Some(known) => Ok((known.spec)(classes)),
+        None => bail!(
+            "--arch {name}: unknown; there are {}, and descriptions such as '{{ kind = \
+             \"resnet-v1\", depth = 26, classes = 10 }}'",
+            names()
         ),
-    })
+    }
 }
 
 /// Whether a file is taken for ONNX.
@@ -427,4 +485,23 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_networks_have_the_tensor_that_tells_them() {
+        for known in &KNOWN {
+            let params = Params::new(0, DType::F32, &Device::Cpu);
+            (known.spec)(10).build(&Plain, params.frozen()).unwrap();
+            let all = params.all();
+            assert!(
+                all.iter().any(|(path, _)| path == known.tensor),
+                "{}",
+                known.name
+            );
+        }
+    }
 }

@@ -77,7 +77,7 @@ pub(crate) struct Recipe {
 
 /// What a trained network depends on.
 #[derive(Debug, Serialize)]
-struct Key<'a> {
+pub(crate) struct Key<'a> {
     paper: &'a str,
     method: Method,
     network: Spec,
@@ -173,7 +173,7 @@ impl Recipe {
         }
     }
 
-    fn key(&self) -> Key<'_> {
+    pub(crate) fn key(&self) -> Key<'_> {
         let method = self.method;
         let attack = (self.eps, self.step, self.steps, self.label, self.delay());
         let adversarial = !matches!(method, Method::None | Method::Rse | Method::PixelDp);

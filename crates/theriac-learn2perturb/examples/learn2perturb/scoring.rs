@@ -1,6 +1,10 @@
 //! Accuracy, and what attacks leave of it.
 
+use std::fs;
+use std::time::Instant;
+
 use candle_core::{DType, Tensor};
+use serde::Serialize;
 use theriac::{Batch, Classifier, Ensemble, Labels, Pass, Pixels, Run, gradient};
 use theriac_attacks::{Access, Declare as _, Declared, Spec, Transfer};
 use theriac_data::{Dataset as _, Images};
@@ -14,6 +18,23 @@ use theriac_tables::{BoxError, Cell, DRAWS, Lab, Measured};
 use crate::Settings;
 
 const BATCH: usize = 256;
+const SCORE: &str = "measured.json";
+
+/// What one evaluation depends on.
+#[derive(Serialize)]
+struct Key<'a> {
+    network: crate::method::Key<'a>,
+    after: Option<usize>,
+    measure: &'a str,
+    samples: bool,
+    images: usize,
+    attack: Option<&'a Spec>,
+    source: Option<crate::method::Key<'a>>,
+    members: u32,
+    attack_members: u32,
+    copies: Option<u32>,
+    repeat: u64,
+}
 
 /// A cell of a trained network.
 pub(crate) fn score(settings: &Settings, cell: &Cell<'_>, lab: &Lab) -> Result<Measured, BoxError> {
@@ -58,14 +79,16 @@ pub(crate) fn score(settings: &Settings, cell: &Cell<'_>, lab: &Lab) -> Result<M
             0 => Run::new(cell.seed, &device),
             _ => Run::new(u64::from(seed.below("repeat", repeat, u32::MAX)), &device),
         };
-        all.push(work.once(repeat, &run)?);
+        all.push(work.kept(repeat, &run)?);
     }
     let n = all.len() as f64;
+    let seconds = all.iter().map(|it| it.seconds).sum();
     let mean = all.iter().map(|it| it.value).sum::<f64>() / n;
     let squares: f64 = all.iter().map(|it| (it.value - mean).powi(2)).sum();
     let several = all.len() > 1;
     let mut measured = all.swap_remove(0);
     measured.value = mean;
+    measured.seconds = seconds;
     if several {
         let deviation = (squares / (n - 1.0)).sqrt();
         measured.extra.insert(DRAWS.to_owned(), deviation);
@@ -90,6 +113,35 @@ impl<'a> Work<'a> {
         run: &Run,
     ) -> Result<impl Iterator<Item = theriac::Result<Batch<Labels>>> + use<'a>, BoxError> {
         batches(self.data, BATCH, run, self.lab)
+    }
+
+    /// One evaluation, from the store if a cell of any table has made it before.
+    fn kept(&self, repeat: u64, run: &Run) -> Result<Measured, BoxError> {
+        let settings = self.settings;
+        let source = settings.source.map(|method| settings.recipe.of(method));
+        let key = Key {
+            network: settings.recipe.key(),
+            after: settings.after,
+            measure: &self.cell.column.measure,
+            samples: settings.samples,
+            images: settings.images(),
+            attack: settings.attack.as_ref(),
+            source: source.as_ref().map(|recipe| recipe.key()),
+            members: settings.members,
+            attack_members: settings.attack_members,
+            copies: settings.copies,
+            repeat,
+        };
+        let folder = self.lab.memo(self.cell, "score", &key, |folder| {
+            let started = Instant::now();
+            let mut measured = self.once(repeat, run)?;
+            measured.seconds = started.elapsed().as_secs_f64();
+            Ok(fs::write(
+                folder.join(SCORE),
+                serde_json::to_vec(&measured)?,
+            )?)
+        })?;
+        Ok(serde_json::from_slice(&fs::read(folder.join(SCORE))?)?)
     }
 
     fn once(&self, repeat: u64, run: &Run) -> Result<Measured, BoxError> {
