@@ -6,6 +6,7 @@ use super::LANES;
 use super::plane::{Plane, Room, Shelf};
 use super::products::{Finish, Grid, Job, Packed, Pairs, correlations, products};
 use super::simd::Level;
+use super::tiles::{Area, Tiles};
 
 /// A convolution without groups: kernel, stride, padding, dilation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,27 +89,10 @@ impl Conv {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn forward(
-        &self,
-        level: Level,
-        (plane, x): (&Plane, &[f32]),
-        offsets: &[usize],
-        weights: &Packed,
-        finish: Finish<'_>,
-        (out_plane, out): (&Plane, &mut [f32]),
-    ) {
-        let job = Job {
-            weights: weights.all(),
-            offsets,
-            x,
-            from: self.from(plane),
-            to: out_plane.grid(),
-            rows: out_plane.rows,
-            columns: out_plane.columns,
-            finish,
-        };
-        products(level, &job, out);
+    /// Whether tiles compute it faster.
+    fn by_tiles(&self, inputs: usize, outputs: usize, size: (usize, usize)) -> bool {
+        let tiled = self.kernel == (3, 3) && self.stride == 1 && self.dilation == 1;
+        tiled && Tiles::pay(inputs, outputs, size)
     }
 
     /// Fills `sums` (channels, terms, 16), for some of the output's channels.
@@ -138,6 +122,99 @@ impl Conv {
     }
 }
 
+/// Weights, arranged for the way that is faster.
+#[derive(Clone, Debug)]
+enum Weights {
+    Taps(Packed),
+    Tiles(Tiles),
+}
+
+impl Weights {
+    fn run(
+        &self,
+        level: Level,
+        area: &Area<'_>,
+        offsets: &[usize],
+        shelf: &Shelf,
+        out: &mut [f32],
+    ) {
+        match self {
+            Self::Tiles(tiles) => tiles.run(level, area, shelf, out),
+            Self::Taps(weights) => {
+                let job = Job {
+                    weights: weights.all(),
+                    offsets,
+                    x: area.x,
+                    from: area.from,
+                    to: area.to,
+                    rows: area.rows,
+                    columns: area.columns,
+                    finish: area.finish,
+                };
+                products(level, &job, out);
+            }
+        }
+    }
+
+    fn give(self, shelf: &Shelf) {
+        match self {
+            Self::Taps(weights) => weights.give(shelf),
+            Self::Tiles(tiles) => tiles.give(shelf),
+        }
+    }
+}
+
+/// Weights of a convolution in the order that it reads them.
+#[derive(Clone, Debug)]
+pub(crate) struct Forward {
+    weights: Weights,
+}
+
+impl Forward {
+    /// From weights (out channels, in channels, kernel).
+    pub(crate) fn new(room: Room<'_>, conv: &Conv, x: &Plane, out: &Plane, weight: &[f32]) -> Self {
+        let terms = x.channels * conv.kernel.0 * conv.kernel.1;
+        let size = (out.rows, out.columns);
+        let weights = match conv.by_tiles(x.channels, out.channels, size) {
+            true => Weights::Tiles(Tiles::new(room, out.channels, x.channels, |o, c| {
+                let from = &weight[o * terms + 9 * c..];
+                std::array::from_fn(|tap| from[tap])
+            })),
+            false => Weights::Taps(Packed::new(room, out.channels, terms, |row, to| {
+                to.copy_from_slice(&weight[row * terms..][..terms]);
+            })),
+        };
+        Self { weights }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn run(
+        &self,
+        level: Level,
+        conv: &Conv,
+        (plane, x): (&Plane, &[f32]),
+        offsets: &[usize],
+        finish: Finish<'_>,
+        shelf: &Shelf,
+        (out_plane, out): (&Plane, &mut [f32]),
+    ) {
+        let area = Area {
+            x,
+            from: conv.from(plane),
+            to: out_plane.grid(),
+            rows: out_plane.rows,
+            columns: out_plane.columns,
+            finish,
+        };
+        self.weights.run(level, &area, offsets, shelf, out);
+    }
+
+    /// Gives the memory back.
+    pub(crate) fn give(self, shelf: &Shelf) {
+        self.weights.give(shelf);
+    }
+}
+
 /// Weights of a convolution in the order that its input's gradient reads them.
 ///
 /// With stride s the pixels of one phase (y mod s, x mod s) are reached by the same taps, so that
@@ -149,7 +226,7 @@ pub(crate) struct Backward {
 
 #[derive(Clone, Debug)]
 struct Phase {
-    weights: Packed,
+    weights: Weights,
     offsets: Vec<usize>,
     from: Grid,
     to: Grid,
@@ -187,12 +264,22 @@ impl Backward {
                         }
                     }
                 }
-                let weights = Packed::new(room, x.channels, taps.len(), |c, to| {
-                    for (to, &(o, tap)) in to.iter_mut().zip(&taps) {
-                        let weight = weight[(o * x.channels + c) * kh * kw + tap];
-                        *to = scale.map_or(weight, |scale| scale[o] * weight);
-                    }
-                });
+                let of = |o: usize, c: usize, tap: usize| {
+                    let weight = weight[(o * x.channels + c) * kh * kw + tap];
+                    scale.map_or(weight, |scale| scale[o] * weight)
+                };
+                let size = (down.count, across.count);
+                let weights = match conv.by_tiles(out.channels, x.channels, size) {
+                    // Mirrored: the first tap reaches farthest.
+                    true => Weights::Tiles(Tiles::new(room, x.channels, out.channels, |c, o| {
+                        std::array::from_fn(|place| of(o, c, 8 - place))
+                    })),
+                    false => Weights::Taps(Packed::new(room, x.channels, taps.len(), |c, to| {
+                        for (to, &(o, tap)) in to.iter_mut().zip(&taps) {
+                            *to = of(o, c, tap);
+                        }
+                    })),
+                };
                 let (grid, grad) = (x.grid(), out.grid());
                 // The border is at least as wide as `grad_border`.
                 let start = grad.start as isize + top * grad.row as isize + left * LANES as isize;
@@ -224,11 +311,16 @@ impl Backward {
         }
     }
 
-    pub(crate) fn run(&self, level: Level, grad: &[f32], finish: Finish<'_>, grad_x: &mut [f32]) {
+    pub(crate) fn run(
+        &self,
+        level: Level,
+        grad: &[f32],
+        finish: Finish<'_>,
+        shelf: &Shelf,
+        grad_x: &mut [f32],
+    ) {
         for phase in &self.phases {
-            let job = Job {
-                weights: phase.weights.all(),
-                offsets: &phase.offsets,
+            let area = Area {
                 x: grad,
                 from: phase.from,
                 to: phase.to,
@@ -236,7 +328,8 @@ impl Backward {
                 columns: phase.columns,
                 finish,
             };
-            products(level, &job, grad_x);
+            let offsets = &phase.offsets;
+            phase.weights.run(level, &area, offsets, shelf, grad_x);
         }
     }
 }

@@ -16,6 +16,7 @@ mod plane;
 mod pool;
 mod products;
 mod simd;
+mod tiles;
 
 /// Images side by side.
 pub(crate) const LANES: usize = 16;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::LANES;
-use super::conv::{Backward, Conv};
+use super::conv::{Backward, Conv, Forward};
 use super::dense::{Dense, Pair, weight_grad};
 use super::elementwise::{
     Slopes, channel_sums, combine, fold, gate, grad_sums, pointwise, squares, sums,
@@ -177,7 +177,11 @@ pub struct Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         for node in self.nodes.drain(..) {
-            node.forward.give(&self.shelf);
+            match node.forward {
+                Some(Ahead::Conv(forward)) => forward.give(&self.shelf),
+                Some(Ahead::Linear(packed)) => packed.give(&self.shelf),
+                None => {}
+            }
             match node.backward {
                 Some(Back::Conv(backward)) => backward.give(&self.shelf),
                 Some(Back::Linear(packed)) => packed.give(&self.shelf),
@@ -189,7 +193,7 @@ impl Drop for Prepared {
 
 #[derive(Debug, Default)]
 struct Arranged {
-    forward: Packed,
+    forward: Option<Ahead>,
     backward: Option<Back>,
     bias: Option<Vec<f32>>,
     affine: Option<(Vec<f32>, Vec<f32>)>,
@@ -197,6 +201,12 @@ struct Arranged {
     norm: Option<(Vec<f32>, Vec<f32>)>,
     /// Of noise: theta of each value, and how many there were.
     theta: (Vec<f32>, usize),
+}
+
+#[derive(Debug)]
+enum Ahead {
+    Conv(Forward),
+    Linear(Packed),
 }
 
 #[derive(Debug)]
@@ -460,8 +470,11 @@ impl Network {
                     check_len("network: bias", bias, out.channels)?;
                     arranged.bias = Some(bias.to_vec());
                 }
-                arranged.forward = Packed::new(room, out.channels, terms, |row, to| {
-                    to.copy_from_slice(&weight[row * terms..][..terms]);
+                arranged.forward = Some(match node.kind {
+                    Kind::Conv(conv) => Ahead::Conv(Forward::new(room, &conv, &x, &out, weight)),
+                    _ => Ahead::Linear(Packed::new(room, out.channels, terms, |row, to| {
+                        to.copy_from_slice(&weight[row * terms..][..terms]);
+                    })),
                 });
                 if backward {
                     arranged.backward = Some(match node.kind {
@@ -701,14 +714,19 @@ impl Network {
                 ..Finish::default()
             };
             match node.kind {
-                Kind::Conv(conv) => conv.forward(
-                    self.level,
-                    (&plane, x),
-                    &node.offsets,
-                    &arranged.forward,
-                    finish,
-                    (&out_plane, &mut out),
-                ),
+                Kind::Conv(conv) => {
+                    if let Some(Ahead::Conv(forward)) = &arranged.forward {
+                        forward.run(
+                            self.level,
+                            &conv,
+                            (&plane, x),
+                            &node.offsets,
+                            finish,
+                            &self.shelf,
+                            (&out_plane, &mut out),
+                        );
+                    }
+                }
                 Kind::MaxPool(windows) => {
                     let winners = &mut group.winners[k];
                     windows.max(self.level, (&plane, x), (&out_plane, &mut out), winners);
@@ -735,10 +753,13 @@ impl Network {
     fn linear(&self, k: usize, prepared: &Prepared, groups: &mut [Group]) {
         let (node, arranged) = (&self.nodes[k], &prepared.nodes[k]);
         let out_plane = self.planes[k + 1];
+        let Some(Ahead::Linear(weights)) = &arranged.forward else {
+            return;
+        };
         let dense = Dense {
             level: self.level,
             room: self.room(prepared.alone),
-            weights: &arranged.forward,
+            weights,
             bias: arranged.bias.as_deref(),
             relu: node.relu,
             from: &node.offsets,
@@ -1029,7 +1050,7 @@ impl Network {
         }
         match (node.kind, &arranged.backward) {
             (Kind::Conv(_), Some(Back::Conv(backward))) => {
-                backward.run(self.level, &grad, finish, &mut to);
+                backward.run(self.level, &grad, finish, &self.shelf, &mut to);
             }
             (Kind::MaxPool(windows), _) => {
                 let winners = &group.winners[k];
@@ -1660,6 +1681,28 @@ mod tests {
                 conv(9, 3, 1, 1, 3),
             ],
         ));
+        // Enough channels for tiles: whole ones and not, several rows of tiles at once and not, sums
+        // that are added to; one channel too few.
+        networks.push((
+            [16, 10, 12],
+            vec![
+                conv(18, 3, 1, 1, 0),
+                step(Op::Relu, 1),
+                conv(18, 3, 1, 1, 2),
+                step(Op::Add { other: 2 }, 3),
+                step(Op::Relu, 4),
+                conv(15, 3, 1, 0, 5),
+                conv(33, 3, 1, 2, 6),
+                conv(16, 3, 1, 0, 7),
+                conv(17, 3, 1, 1, 8),
+                max_pool(2, 2, 0, 9),
+                conv(16, 3, 1, 1, 10),
+            ],
+        ));
+        networks.push((
+            [100, 2, 20],
+            vec![conv(20, 3, 1, 1, 0), conv(100, 3, 1, 1, 1)],
+        ));
         // Residual blocks in training mode.
         networks.push((
             [3, 12, 12],
@@ -1719,13 +1762,13 @@ mod tests {
             networks.push((
                 [3, 12, 12],
                 vec![
-                    conv(8, 3, 1, 1, 0),
+                    conv(16, 3, 1, 1, 0),
                     step(NORM, 1),
                     step(Op::Relu, 2),
-                    conv(8, 3, 1, 1, 3),
+                    conv(16, 3, 1, 1, 3),
                     step(NORM, 4),
                     step(Op::Relu, 5),
-                    conv(8, 3, 1, 1, 6),
+                    conv(16, 3, 1, 1, 6),
                     step(NORM, 7),
                     step(Op::Add { other: 3 }, 8),
                     step(Op::Relu, 9),

@@ -211,6 +211,13 @@ pub(crate) struct Finish<'a> {
     pub(crate) accumulate: bool,
 }
 
+impl Finish<'_> {
+    /// Whether sums are stored as they are. The bias is in them already.
+    fn is_nothing(&self) -> bool {
+        self.affine.is_none() && self.residual.is_none() && !self.relu && !self.accumulate
+    }
+}
+
 /// One job of [`products`].
 #[derive(Clone, Copy)]
 pub(crate) struct Job<'a> {
@@ -478,6 +485,16 @@ unsafe fn tile<V: Vector, const R: usize, const P: usize>(
                 continue;
             }
             let to = job.to.at(first, part.y, x) + lane;
+            if rows == R && job.finish.is_nothing() {
+                for (r, sums) in sums.iter().enumerate() {
+                    let to = out.as_mut_ptr().add(to + r * job.to.channel);
+                    for (p, sum) in sums.iter().enumerate() {
+                        sum.store(to.add(p * job.to.column));
+                    }
+                }
+                lane += V::WIDTH;
+                continue;
+            }
             // Through memory: an array that a loop indexes is not kept in registers, and the sums
             // must be.
             let mut spilled = [const { MaybeUninit::<f32>::uninit() }; SUMS * LANES];
@@ -489,14 +506,11 @@ unsafe fn tile<V: Vector, const R: usize, const P: usize>(
             }
             for r in 0..rows {
                 let (sums, to) = (spilled.add(r * P * V::WIDTH), to + r * job.to.channel);
-                finish::<V, P>(
-                    &job.finish,
-                    job.to.column,
-                    first + r,
-                    to,
-                    sums,
-                    out.as_mut_ptr(),
-                );
+                for p in 0..P {
+                    let value = V::load(sums.add(p * V::WIDTH));
+                    let to = to + p * job.to.column;
+                    finish(&job.finish, first + r, to, value, out.as_mut_ptr());
+                }
             }
         }
         lane += V::WIDTH;
@@ -524,39 +538,36 @@ unsafe fn step<V: Vector, const R: usize, const P: usize>(
 /// Most sums of a tile.
 const SUMS: usize = 24;
 
-/// Does what `f` asks for with the P sums of a channel, and stores them.
+/// Does what `f` asks for with a sum of a channel that holds its bias, and stores it.
+///
+/// # Safety
+///
+/// The channel must be one of `f`'s, `to` a place of `out` and of `f`'s residual; the features are the
+/// caller's.
 #[inline(always)]
-unsafe fn finish<V: Vector, const P: usize>(
+pub(crate) unsafe fn finish<V: Vector>(
     f: &Finish<'_>,
-    column: usize,
     channel: usize,
     to: usize,
-    sums: *const f32,
+    mut value: V,
     out: *mut f32,
 ) {
-    // SAFETY: `products` checked the channel and the places; there are P sums.
+    // SAFETY: the caller's.
     unsafe {
-        let (scale, shift) = match f.affine {
-            Some((scale, shift)) => (*scale.get_unchecked(channel), *shift.get_unchecked(channel)),
-            None => (1.0, 0.0),
-        };
-        for p in 0..P {
-            let to = to + p * column;
-            let mut value = V::load(sums.add(p * V::WIDTH));
-            if f.affine.is_some() {
-                value = V::splat(shift).plus_product(V::splat(scale), value);
-            }
-            if let Some(residual) = f.residual {
-                value = value.plus(V::load(residual.as_ptr().add(to)));
-            }
-            if f.relu {
-                value = value.positive();
-            }
-            if f.accumulate {
-                value = value.plus(V::load(out.add(to)));
-            }
-            value.store(out.add(to));
+        if let Some((scale, shift)) = f.affine {
+            let scale = V::splat(*scale.get_unchecked(channel));
+            value = V::splat(*shift.get_unchecked(channel)).plus_product(scale, value);
         }
+        if let Some(residual) = f.residual {
+            value = value.plus(V::load(residual.as_ptr().add(to)));
+        }
+        if f.relu {
+            value = value.positive();
+        }
+        if f.accumulate {
+            value = value.plus(V::load(out.add(to)));
+        }
+        value.store(out.add(to));
     }
 }
 

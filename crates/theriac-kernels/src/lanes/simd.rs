@@ -63,6 +63,7 @@ pub(crate) trait Vector: Copy {
     /// `self + a b`, rounded once.
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     unsafe fn plus(self, other: Self) -> Self;
+    unsafe fn minus(self, other: Self) -> Self;
     /// `self` where it is above 0 or NaN, else 0: the rule of ReLU.
     unsafe fn positive(self) -> Self;
 }
@@ -90,6 +91,10 @@ impl Vector for f32 {
     #[inline(always)]
     unsafe fn plus(self, other: Self) -> Self {
         self + other
+    }
+    #[inline(always)]
+    unsafe fn minus(self, other: Self) -> Self {
+        self - other
     }
     #[inline(always)]
     unsafe fn positive(self) -> Self {
@@ -134,6 +139,11 @@ mod x86 {
             unsafe { _mm512_add_ps(self, other) }
         }
         #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            // SAFETY: see splat.
+            unsafe { _mm512_sub_ps(self, other) }
+        }
+        #[inline(always)]
         unsafe fn positive(self) -> Self {
             // max returns its second operand if one is NaN.
             // SAFETY: see splat.
@@ -167,6 +177,11 @@ mod x86 {
         unsafe fn plus(self, other: Self) -> Self {
             // SAFETY: see splat.
             unsafe { _mm256_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            // SAFETY: see splat.
+            unsafe { _mm256_sub_ps(self, other) }
         }
         #[inline(always)]
         unsafe fn positive(self) -> Self {
@@ -207,6 +222,11 @@ mod neon {
         unsafe fn plus(self, other: Self) -> Self {
             // SAFETY: see splat.
             unsafe { vaddq_f32(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            // SAFETY: see splat.
+            unsafe { vsubq_f32(self, other) }
         }
         #[inline(always)]
         unsafe fn positive(self) -> Self {
