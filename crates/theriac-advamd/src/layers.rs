@@ -1,8 +1,8 @@
 //! Norms in two banks.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use theriac::{Bank, Classifier, Error, Pass, Pixels, Result};
-use theriac_nn::{BatchNorm, Form, Layer, Layers, Moments, Plain, VarBuilder};
+use theriac_nn::{BatchNorm, Form, Layer, Layers, Moments, Params, Plain, VarBuilder};
 
 /// The bank that adversarial images go through; the ordinary one is [`Bank`] 0.
 pub const AUXILIARY: Bank = Bank(1);
@@ -11,8 +11,8 @@ pub const AUXILIARY: Bank = Bank(1);
 /// path, the auxiliary one under `auxiliary` below it. Which one a pass takes says its bank.
 ///
 /// Xie, Tan, Gong, Wang, Yuille & Le, "Adversarial examples improve image recognition", CVPR 2020.
-/// A network so built holds the parameters of the plain one under their names;
-/// [`TwoBanks::copy`] starts the auxiliary bank from it.
+/// A network so built holds the parameters of the plain one under their names: [`TwoBanks::start`]
+/// takes them from there, [`TwoBanks::finish`] gives them back without the auxiliary bank.
 #[derive(Clone, Copy, Debug)]
 pub struct TwoBanks {
     /// Layer norms twice as well, for networks without batch norms: the paper has DeiT among its
@@ -30,11 +30,34 @@ impl Default for TwoBanks {
 const NAME: &str = "auxiliary";
 
 impl TwoBanks {
+    /// Starts from a trained network: both banks take its norms, the rest its weights.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a network without a second bank, or one that is built otherwise.
+    pub fn start(params: &Params, plain: &Params) -> Result<()> {
+        for (here, there) in shared(params, plain)? {
+            here.set(&there.as_tensor().copy()?)?;
+        }
+        Self::copy(params)
+    }
+
+    /// Sets a plain network to this one as it is through the ordinary norms, to be saved and used
+    /// without knowing of banks.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a network that is built otherwise.
+    pub fn finish(params: &Params, plain: &Params) -> Result<()> {
+        for (here, there) in shared(params, plain)? {
+            there.set(&here.as_tensor().copy()?)?;
+        }
+        Ok(())
+    }
+
     /// Sets the auxiliary bank to the ordinary one: values and statistics.
     ///
     /// # Errors
     /// [`Error::Setting`] for a network without a second bank.
-    pub fn copy(params: &theriac_nn::Params) -> Result<()> {
+    pub fn copy(params: &Params) -> Result<()> {
         let all = params.all();
         let mut copied = 0;
         for (path, var) in &all {
@@ -56,6 +79,25 @@ impl TwoBanks {
             _ => Ok(()),
         }
     }
+}
+
+/// The variables of a plain network, behind those of the same path here.
+fn shared(params: &Params, plain: &Params) -> Result<Vec<(Var, Var)>> {
+    let all = params.all();
+    let pairs = plain.all().into_iter().map(|(path, there)| {
+        let here = all
+            .iter()
+            .find(|(other, var)| *other == path && var.dims() == there.dims());
+        match here {
+            Some((_, here)) => Ok((here.clone(), there)),
+            None => Err(Error::Setting {
+                name: "network",
+                value: format!("{path} of {:?}", there.dims()),
+                remedy: "build both networks alike, one with Plain and one with TwoBanks",
+            }),
+        }
+    });
+    pairs.collect()
 }
 
 /// The ordinary parameter of an auxiliary one: `bn1.auxiliary.weight` to `bn1.weight`.

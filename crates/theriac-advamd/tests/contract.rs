@@ -259,11 +259,7 @@ fn the_first_bank_is_the_plain_network_and_others_are_refused() {
     let (twin, batch, run) = (network(), batch(), Run::new(0, &Device::Cpu));
     let plain = Params::new(5, DType::F32, &Device::Cpu);
     let net = resnet_v1(&Plain, plain.frozen(), 8, 16, 10).unwrap();
-    let all = twin.params.all();
-    for (path, var) in plain.all() {
-        let (_, from) = all.iter().find(|(other, _)| *other == path).unwrap();
-        var.set(from.as_tensor()).unwrap();
-    }
+    TwoBanks::finish(&twin.params, &plain).unwrap();
     let pass = run.eval(&batch.samples);
     let host = |net: &Network, pass: &Pass<'_>| {
         net.logits(&batch.pixels, pass)
@@ -286,6 +282,29 @@ fn the_first_bank_is_the_plain_network_and_others_are_refused() {
     assert!(error.contains("bank"), "{error}");
     let error = TwoBanks::copy(&plain).unwrap_err().to_string();
     assert!(error.contains("TwoBanks"), "{error}");
+    let deeper = Params::new(5, DType::F32, &Device::Cpu);
+    resnet_v1(&Plain, deeper.frozen(), 14, 16, 10).unwrap();
+    let error = TwoBanks::finish(&twin.params, &deeper).unwrap_err();
+    assert!(error.to_string().contains("layer1.1.bn1.bias"), "{error}");
+}
+
+#[test]
+fn both_banks_start_from_a_trained_network() {
+    let (batch, run) = (batch(), Run::new(0, &Device::Cpu));
+    let plain = Params::new(5, DType::F32, &Device::Cpu);
+    let net = Twin::build(&plain, |vb| resnet_v1(&Plain, vb, 8, 16, 10)).unwrap();
+    // Statistics other than those at the start.
+    let train = run.train(&batch.samples);
+    net.live.logits(&batch.pixels, &train).unwrap();
+    let two = network();
+    TwoBanks::start(&two.params, &plain).unwrap();
+    let pass = run.eval(&batch.samples);
+    let expected = net.frozen.logits(&batch.pixels, &pass).unwrap();
+    for bank in [theriac::Bank::default(), AUXILIARY] {
+        let logits = two.frozen.logits(&batch.pixels, &Pass { bank, ..pass });
+        let host = |logits: &Tensor| logits.to_vec2::<f32>().unwrap();
+        assert_eq!(host(&logits.unwrap()), host(&expected));
+    }
 }
 
 /// FGSM anew on the network as it is finds what FGSM beforehand found, while the auxiliary bank is a

@@ -8,7 +8,7 @@ mod training;
 pub use batches::batches;
 pub use images::images;
 pub use measured::{measured, share};
-pub use training::{HISTORY, MODEL, Training, after, history};
+pub use training::{HISTORY, MODEL, Training, about, after, history};
 
 use std::sync::Once;
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use theriac::{Labels, Model, Run};
 use theriac_data::{Dataset, Loader};
 use theriac_nn::Twin;
@@ -32,6 +33,27 @@ pub fn history(folder: &Path) -> Result<Vec<Epoch>, BoxError> {
     let path = folder.join(HISTORY);
     let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// What a file of parameters says of its network, so that it can be loaded without being told: the
+/// description, and how pixels are normalised.
+///
+/// # Errors
+/// If the description cannot be written as JSON.
+pub fn about(
+    network: &impl Serialize,
+    mean: &[f64],
+    std: &[f64],
+) -> Result<BTreeMap<String, String>, BoxError> {
+    let list = |numbers: &[f64]| {
+        let all: Vec<String> = numbers.iter().map(f64::to_string).collect();
+        all.join(",")
+    };
+    Ok(BTreeMap::from([
+        ("network".to_owned(), serde_json::to_string(network)?),
+        ("mean".to_owned(), list(mean)),
+        ("std".to_owned(), list(std)),
+    ]))
 }
 
 /// One training.

@@ -97,7 +97,7 @@ impl Settings {
         self.recipe.check()?;
         let magnet = self.recipe.method == Method::Magnet;
         match measure {
-            "accuracy" | "benign" => Ok(()),
+            "accuracy" | "benign" | "over-control" => Ok(()),
             "adversarial" | "robust" if self.crafted_on == CraftedOn::Evasion && !magnet => {
                 Err("crafted_on: only MagNet has detectors to evade".into())
             }
@@ -127,17 +127,21 @@ impl Experiment for Experiments {
             "robust" => Ok(scoring::robust(&settings, cell, lab)?.measured()),
             measure => {
                 let scored = match measure {
-                    "benign" => scoring::clean(&settings, cell, lab)?,
-                    _ => scoring::robust(&settings, cell, lab)?,
+                    "adversarial" => scoring::robust(&settings, cell, lab)?,
+                    _ => scoring::clean(&settings, cell, lab)?,
                 };
-                let vanilla = Settings {
-                    recipe: settings.recipe.of(Method::None),
+                let other = match measure {
+                    "over-control" => Method::Control,
+                    _ => Method::None,
+                };
+                let other = Settings {
+                    recipe: settings.recipe.of(other),
                     test: scored.right.len(),
                     most: None,
                     auxiliary: false,
                     ..settings
                 };
-                scored.less(&scoring::clean(&vanilla, cell, lab)?)
+                scored.less(&scoring::clean(&other, cell, lab)?)
             }
         }
     }

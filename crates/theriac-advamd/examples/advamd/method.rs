@@ -11,7 +11,7 @@ use theriac_attacks::{Declare as _, Spec as Attack};
 use theriac_data::{Augment, Images, Loader, Order, Partial};
 use theriac_datasets::Split;
 use theriac_distillation::{Distillation, Tempered};
-use theriac_experiment::{MODEL, Training, images};
+use theriac_experiment::{MODEL, Training, about, images};
 use theriac_magnet::{AutoEncoder, Denoise, Part, auto_encoder};
 use theriac_models::Spec;
 use theriac_nn::{Layers, Normalised, Params, Plain, Twin};
@@ -336,16 +336,11 @@ impl Recipe {
     ) -> Result<(), BoxError> {
         let vanilla = self.vanilla(cell, lab, device)?;
         let start = || -> Result<Twin<Normalised>, BoxError> {
-            let twin = self.untrained(&*self.layers(), cell.seed, device)?;
-            let all = twin.params.all();
-            for (path, from) in vanilla.params.all() {
-                let to = all.iter().find(|(other, _)| *other == path);
-                let (_, to) = to.ok_or_else(|| format!("{path} is not in the network"))?;
-                to.set(&from.as_tensor().copy()?)?;
+            if !self.two_banks() {
+                return self.vanilla(cell, lab, device);
             }
-            if self.two_banks() {
-                TwoBanks::copy(&twin.params)?;
-            }
+            let twin = self.untrained(&TwoBanks::default(), cell.seed, device)?;
+            TwoBanks::start(&twin.params, &vanilla.params)?;
             Ok(twin)
         };
         let stage = |label, augment| Stage {
@@ -463,8 +458,8 @@ impl Recipe {
         let loader = Loader::new(data, self.batch, Order::Shuffled(run.rng()), Partial::Drop)?
             .device(&device)
             .augment(augment, run.rng());
-        let about = BTreeMap::from([
-            ("network".to_owned(), serde_json::to_string(&self.network)?),
+        let mut about = about(&self.network, &MEAN, &STD)?;
+        about.extend([
             ("stage".to_owned(), stage.label.to_owned()),
             ("data".to_owned(), self.data.clone()),
             ("epochs".to_owned(), stage.epochs.to_string()),

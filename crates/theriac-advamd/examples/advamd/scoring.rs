@@ -16,11 +16,12 @@ use theriac_magnet::{
 use theriac_nn::{Normalised, Twin};
 use theriac_tables::{BoxError, Cell, Lab, Measured};
 
-use crate::method::{Magnet, Method, Recipe};
+use crate::method::{Base, Magnet, Method, Recipe};
 use crate::{CraftedOn, Rejected, Settings};
 
 const BATCH: usize = 250;
 const FILE: &str = "score.json";
+const LIMITS: &str = "limits.json";
 
 /// Which images a model has right, and what travels with their share.
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,7 +154,7 @@ impl Work<'_> {
             return Ok(judged(&robust, None));
         }
         let defence = Defence::new(recipe, network, self.cell, self.lab)?;
-        let magnet = defence.magnet(recipe, self.run, self.lab)?;
+        let magnet = defence.magnet(recipe, self.run, self.cell, self.lab)?;
         let rejecting = Rejecting { magnet: &magnet };
         let Some(attack) = attack else {
             return self.clean(&rejecting);
@@ -282,7 +283,6 @@ fn judged(robust: &Robust, rejection: Option<u32>) -> Scored {
 pub(crate) struct Defence<'a> {
     network: &'a Normalised,
     encoder: Twin<AutoEncoder>,
-    held: Images,
 }
 
 /// Any detector.
@@ -299,7 +299,6 @@ impl<'a> Defence<'a> {
         Ok(Self {
             network,
             encoder: recipe.encoder(cell, lab, &device)?,
-            held: recipe.held_images(lab)?,
         })
     }
 
@@ -318,25 +317,61 @@ impl<'a> Defence<'a> {
         })
     }
 
-    /// All of it, with thresholds from images that are not trained on.
+    fn detectors(&self, magnet: &Magnet) -> Vec<Any<'_>> {
+        let temperatures = magnet.temperatures.iter();
+        let others = temperatures.map(|&temperature| self.divergence(temperature));
+        std::iter::once(self.reconstruction())
+            .chain(others)
+            .collect()
+    }
+
+    /// The thresholds of the detectors, from images that are not trained on.
+    fn limits(
+        &self,
+        recipe: &Recipe,
+        run: &Run,
+        cell: &Cell<'_>,
+        lab: &Lab,
+    ) -> Result<Vec<f64>, BoxError> {
+        #[derive(Serialize)]
+        struct Key<'a> {
+            base: Base<'a>,
+            held: usize,
+            magnet: &'a Magnet,
+        }
+        let key = Key {
+            base: recipe.base(),
+            held: recipe.held,
+            magnet: &recipe.magnet,
+        };
+        let folder = lab.memo(cell, "thresholds", &key, |folder| {
+            let (held, mut limits) = (recipe.held_images(lab)?, Vec::new());
+            for detector in self.detectors(&recipe.magnet) {
+                let marks = marks(&*detector, &held, run, lab)?;
+                limits.push(threshold(&marks, recipe.magnet.drop_rate)?);
+            }
+            Ok(fs::write(
+                folder.join(LIMITS),
+                serde_json::to_vec(&limits)?,
+            )?)
+        })?;
+        Ok(serde_json::from_slice(&fs::read(folder.join(LIMITS))?)?)
+    }
+
+    /// All of it.
     fn magnet(
         &self,
         recipe: &Recipe,
         run: &Run,
+        cell: &Cell<'_>,
         lab: &Lab,
     ) -> Result<MagNet<'_, &'a Normalised, &AutoEncoder>, BoxError> {
-        let temperatures = recipe.magnet.temperatures.iter();
-        let others = temperatures.map(|&temperature| self.divergence(temperature));
-        let mut detectors = Vec::new();
-        for detector in std::iter::once(self.reconstruction()).chain(others) {
-            let marks = marks(&*detector, &self.held, run, lab)?;
-            let limit = threshold(&marks, recipe.magnet.drop_rate)?;
-            detectors.push((detector, limit));
-        }
+        let limits = self.limits(recipe, run, cell, lab)?;
+        let detectors = self.detectors(&recipe.magnet);
         Ok(MagNet {
             model: self.network,
             reformer: &self.encoder.frozen,
-            detectors,
+            detectors: detectors.into_iter().zip(limits).collect(),
         })
     }
 }

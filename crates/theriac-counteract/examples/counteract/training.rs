@@ -1,6 +1,5 @@
 //! The networks that are defended.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
@@ -9,7 +8,7 @@ use theriac::{Budget, Eps, Run};
 use theriac_attacks::Pgd;
 use theriac_data::{Augment, Loader, Order, Partial};
 use theriac_datasets::Split;
-use theriac_experiment::{MODEL, Training, images};
+use theriac_experiment::{MODEL, Training, about, images};
 use theriac_mixup::{InterpolatedAdversarial, Mix, Mixup};
 use theriac_models::Spec;
 use theriac_nn::{Normalised, Params, Plain, Twin};
@@ -183,11 +182,9 @@ impl Recipe {
         let loader = Loader::new(&data, self.batch, Order::Shuffled(run.rng()), Partial::Drop)?
             .device(device)
             .augment(Augment::CIFAR, run.rng());
-        let about = BTreeMap::from([
-            ("network".to_owned(), serde_json::to_string(&self.network)?),
+        let mut about = about(&self.network, &[0.5], &[0.5])?;
+        about.extend([
             ("method".to_owned(), serde_json::to_string(&self.method)?),
-            ("mean".to_owned(), "0.5".to_owned()),
-            ("std".to_owned(), "0.5".to_owned()),
             ("data".to_owned(), self.data.clone()),
             ("epochs".to_owned(), epochs.to_string()),
             ("seed".to_owned(), seed.to_string()),

@@ -10,7 +10,7 @@ use theriac_advbnn::AdvBnn;
 use theriac_attacks::{Pgd, Start};
 use theriac_data::{Augment, Loader, Order, Partial};
 use theriac_datasets::Split;
-use theriac_experiment::{MODEL, Training, images};
+use theriac_experiment::{MODEL, Training, about, images};
 use theriac_learn2perturb::Learn2Perturb;
 use theriac_models::Spec;
 use theriac_nn::{Layers, Normalised, Params, Plain, Twin};
@@ -362,11 +362,10 @@ impl Recipe {
         let loader = Loader::new(&data, self.batch, Order::Shuffled(run.rng()), Partial::Keep)?
             .device(&device)
             .augment(Augment::CIFAR, run.rng());
-        let about = BTreeMap::from([
-            ("network".to_owned(), serde_json::to_string(&self.network)?),
+        let (mean, std) = self.normalisation();
+        let mut about = about(&self.network, mean, std)?;
+        about.extend([
             ("method".to_owned(), self.method.name().to_owned()),
-            ("mean".to_owned(), list(self.normalisation().0)),
-            ("std".to_owned(), list(self.normalisation().1)),
             ("data".to_owned(), self.data.clone()),
             ("epochs".to_owned(), epochs.to_string()),
             ("seed".to_owned(), seed.to_string()),
@@ -387,11 +386,6 @@ impl Recipe {
         };
         training.train(&twin, &mut objective, &mut groups, &loader)
     }
-}
-
-fn list(numbers: &[f64]) -> String {
-    let all: Vec<String> = numbers.iter().map(f64::to_string).collect();
-    all.join(",")
 }
 
 /// PGD training as in PNI's code: half of the loss is that of clean images, half that of adversarial
