@@ -515,7 +515,10 @@ impl Shared<'_> {
             command.args(["--commit", commit]);
         }
         if let Some(threads) = self.threads() {
-            command.args(["--threads", &threads.to_string()]);
+            let threads = threads.to_string();
+            command.args(["--threads", &threads]);
+            // candle has threads of its own, which wait for one another by spinning.
+            command.envs(["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"].map(|name| (name, &threads)));
         }
         let since = self
             .fresh_since

@@ -146,7 +146,7 @@ pub(crate) const KNOWN: [Known; 22] = [
         Spec::DeitBase { classes }
     }),
     known("deit-cifar", "blocks.5.attn.qkv.weight", |classes| {
-        Spec::DeitCifar { classes }
+        Spec::DeitCifar { patch: 4, classes }
     }),
 ];
 

@@ -112,6 +112,9 @@ pub enum Spec {
     },
     /// [`Transformer::cifar`].
     DeitCifar {
+        /// Pixels on a side of a patch, 4 unless told.
+        #[serde(default = "four")]
+        patch: usize,
         /// Number of classes.
         classes: usize,
     },
@@ -124,6 +127,10 @@ pub enum Spec {
         /// Number of classes.
         classes: usize,
     },
+}
+
+fn four() -> usize {
+    4
 }
 
 fn sixteen() -> usize {
@@ -167,7 +174,11 @@ impl Spec {
             Self::DeitTiny { classes } => Transformer::tiny(classes).build(layers, vb),
             Self::DeitSmall { classes } => Transformer::small(classes).build(layers, vb),
             Self::DeitBase { classes } => Transformer::base(classes).build(layers, vb),
-            Self::DeitCifar { classes } => Transformer::cifar(classes).build(layers, vb),
+            Self::DeitCifar { patch, classes } => Transformer {
+                patch,
+                ..Transformer::cifar(classes)
+            }
+            .build(layers, vb),
             Self::Resnet18Fc3 {
                 side,
                 hidden,
@@ -238,7 +249,10 @@ mod tests {
             ),
             (
                 "kind = \"deit-cifar\"\nclasses = 10",
-                Spec::DeitCifar { classes: 10 },
+                Spec::DeitCifar {
+                    patch: 4,
+                    classes: 10,
+                },
             ),
             (
                 "kind = \"efficientnet-lite0\"\nclasses = 1000",
