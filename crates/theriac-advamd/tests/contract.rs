@@ -372,6 +372,17 @@ fn a_network_can_be_tested_through_either_bank() {
         });
     assert_eq!(plain, ordinary);
     assert_ne!(plain, auxiliary);
+    // Parameters that are kept for a pass are kept by bank.
+    let both = theriac::in_chunks(&batch.pixels, &pass, |_, x, pass| {
+        let rows = |bank| -> Result<Vec<Vec<f32>>> {
+            let model = &twin.frozen;
+            Ok(Through { model, bank }.logits(x, pass)?.to_vec2()?)
+        };
+        let banks = (rows(theriac::Bank(0))?, rows(AUXILIARY)?);
+        Ok(banks.0.into_iter().zip(banks.1).collect())
+    });
+    let (first, second): (Vec<_>, Vec<_>) = both.unwrap().into_iter().unzip();
+    assert_eq!((first, second), (ordinary, auxiliary));
 }
 
 #[test]

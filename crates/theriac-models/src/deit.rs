@@ -270,7 +270,10 @@ mod tests {
         let labels = Labels::new(&[1, 4, 3], 5, &Device::Cpu)?;
         let x = images(3, 8, DType::F64)?;
         theriac::contract::classifier(&twin.live, &x, &labels)?;
-        theriac::contract::classifier(&twin.frozen, &x, &labels)
+        theriac::contract::classifier(&twin.frozen, &x, &labels)?;
+        let params = Params::new(1, DType::F32, &Device::Cpu);
+        let net = sizes.build(&Plain, params.frozen())?;
+        theriac::contract::prepared(&net, &x.to_dtype(DType::F32)?)
     }
 
     /// Where keys are all alike it takes the mean of the values, where one stands out that one's.

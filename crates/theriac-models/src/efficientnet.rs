@@ -164,7 +164,10 @@ mod tests {
         let x = Pixels::new(x.to_dtype(DType::F64)?.affine(0.9, 0.05)?)?;
         let labels = Labels::new(&[1, 7, 3], 10, &Device::Cpu)?;
         theriac::contract::classifier(&twin.live, &x, &labels)?;
-        theriac::contract::classifier(&twin.frozen, &x, &labels)
+        theriac::contract::classifier(&twin.frozen, &x, &labels)?;
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let twin = Twin::build(&params, |vb| efficientnet_lite0(&Plain, vb, 10))?;
+        theriac::contract::prepared(&twin.frozen, &x.to_dtype(DType::F32)?)
     }
 
     #[test]

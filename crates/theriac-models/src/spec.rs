@@ -305,6 +305,9 @@ mod tests {
             let labels = Labels::new(&[1, 7, 3], 10, &Device::Cpu)?;
             theriac::contract::classifier(&twin.live, &x, &labels)?;
             theriac::contract::classifier(&twin.frozen, &x, &labels)?;
+            let params = Params::new(1, DType::F32, &Device::Cpu);
+            let net = spec.build(&Plain, params.frozen())?;
+            theriac::contract::prepared(&net, &x.to_dtype(DType::F32)?)?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
-use theriac::{Classifier, Error, Pass, Pixels, Result};
+use theriac::{Bank, Classifier, Error, Pass, Pixels, Result};
 use theriac_ops::network::{Keys, Network as Tape, Op, Parameters, Step as TapeStep};
 use theriac_ops::{PoolConfig, avg_pool2d, max_pool2d, relu};
 
@@ -107,11 +107,15 @@ pub struct Network {
     steps: Vec<Step>,
     classes: usize,
     /// The geometries met so far; few.
-    tapes: Mutex<Vec<(Geometry, Arc<Tape>)>>,
+    tapes: Mutex<Vec<(Stretch, Arc<Tape>)>>,
 }
 
 /// Shape of the entry, steps, whether the result is flat.
 type Geometry = ([usize; 3], Vec<TapeStep>, bool);
+
+/// A stretch by its first step. Another with the same geometry, or the same with another bank, has
+/// other parameters, and arranged parameters are kept by tape.
+type Stretch = (usize, Bank, Geometry);
 
 /// Steps `first..=last`, which read one earlier value and whose last result alone is read later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,7 +293,7 @@ impl Network {
             places.push((place, flat));
         }
         let flat = places[places.len() - 1].1;
-        let tape = self.tape((shape, tape_steps, flat))?;
+        let tape = self.tape((part.first, pass.bank, (shape, tape_steps, flat)))?;
         let tracked = |t: &Option<Tensor>| t.as_ref().is_some_and(Tensor::track_op);
         let backward = x.track_op() || parameters.iter().any(|step| step.iter().any(tracked));
         let prepared = match pass.prepared {
@@ -307,14 +311,14 @@ impl Network {
         Ok(y)
     }
 
-    fn tape(&self, geometry: Geometry) -> Result<Arc<Tape>> {
+    fn tape(&self, stretch: Stretch) -> Result<Arc<Tape>> {
         let mut tapes = self.tapes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, tape)) = tapes.iter().find(|(known, _)| *known == geometry) {
+        if let Some((_, tape)) = tapes.iter().find(|(known, _)| *known == stretch) {
             return Ok(tape.clone());
         }
-        let (shape, steps, flat) = &geometry;
+        let (_, _, (shape, steps, flat)) = &stretch;
         let tape = Arc::new(Tape::new(*shape, steps, *flat)?);
-        tapes.push((geometry, tape.clone()));
+        tapes.push((stretch, tape.clone()));
         Ok(tape)
     }
 
@@ -654,6 +658,21 @@ mod tests {
             assert!((a - e).abs() < 1e-5, "{a} against {e}");
         }
         Ok(())
+    }
+
+    /// Of stretches with the same geometry each has its own.
+    #[test]
+    fn arranged_parameters_are_kept_by_stretch() -> Result<()> {
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let mut net = Network::new(2 * 36);
+        let mut h = net.image();
+        for at in ["a", "b", "c"] {
+            let conv = Conv::new(2, 2, 3).padding(1);
+            h = net.layer(h, Plain.conv(&conv, params.frozen().pp(at))?);
+            h = net.join(h, &[], |v| Ok(v[0].tanh()?));
+        }
+        net.flatten(h);
+        theriac::contract::prepared(&net, &images(DType::F32)?)
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! ```
 
 use candle_core::{DType, Tensor};
+use theriac_ops::network::PreparedCache;
 
 use crate::{
     Aim, Attack, Budget, Classifier, Labels, Model, Pixels, Result, Run, Target, craft,
@@ -163,6 +164,38 @@ pub fn classifier<C: Classifier + ?Sized>(model: &C, x: &Pixels, labels: &Labels
                 "gradient at value {i}: {} by autograd, {numeric} by differences",
                 analytic[i]
             )
+        })?;
+    }
+    Ok(())
+}
+
+/// What attacks and evaluations rely on: with parameters arranged once and kept for many passes
+/// ([`crate::Pass::prepared`]), logits and gradients by the pixels have the same bits. Give f32 images; on a
+/// CPU.
+///
+/// # Errors
+/// Names the broken promise.
+pub fn prepared<C: Classifier + ?Sized>(model: &C, x: &Pixels) -> Result<()> {
+    let ids: Vec<u32> = (0..x.len() as u32).collect();
+    let run = Run::new(29, x.tensor().device());
+    let (pass, cache) = (run.eval(&ids), PreparedCache::default());
+    let kept = crate::Pass {
+        prepared: Some(&cache),
+        ..pass
+    };
+    let both = |pass: &crate::Pass<'_>| -> Result<Vec<u32>> {
+        let (logits, slopes) = gradient(x, pass, |x| Ok(model.logits(x, pass)?.sqr()?.sum(1)?))?;
+        let mut bits = Vec::new();
+        for t in [logits, slopes] {
+            let values = t.flatten_all()?.to_vec1::<f32>()?;
+            bits.extend(values.into_iter().map(f32::to_bits));
+        }
+        Ok(bits)
+    };
+    let alone = both(&pass)?;
+    for call in ["first", "second"] {
+        ensure(both(&kept)? == alone, || {
+            format!("the {call} call with kept parameters gave other bits")
         })?;
     }
     Ok(())

@@ -140,6 +140,7 @@ impl Graph {
         assert_close(&list(&apart), expected, 1e-5);
         let labels = Labels::new(&[0, 1, 0], wide.classes(), &Device::Cpu).unwrap();
         contract::classifier(&wide, &x, &labels).unwrap();
+        contract::prepared(&narrow, &single).unwrap();
     }
 }
 
