@@ -106,7 +106,7 @@ struct Step {
 pub struct Network {
     steps: Vec<Step>,
     classes: usize,
-    /// The geometries met so far; few.
+    /// The stretches met so far; few.
     tapes: Mutex<Vec<(Stretch, Arc<Tape>)>>,
 }
 

@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 use theriac_ops::network::PreparedCache;
 
 use crate::{
-    Aim, Attack, Budget, Classifier, Labels, Model, Pixels, Result, Run, Target, craft,
+    Aim, Attack, Budget, Classifier, Labels, Model, Pass, Pixels, Result, Run, Target, craft,
     finite_rows, gradient,
 };
 
@@ -170,8 +170,8 @@ pub fn classifier<C: Classifier + ?Sized>(model: &C, x: &Pixels, labels: &Labels
 }
 
 /// What attacks and evaluations rely on: with parameters arranged once and kept for many passes
-/// ([`crate::Pass::prepared`]), logits and gradients by the pixels have the same bits. Give f32 images; on a
-/// CPU.
+/// ([`Pass::prepared`]), logits and gradients by the pixels have the same bits. Give f32 images on
+/// a CPU.
 ///
 /// # Errors
 /// Names the broken promise.
@@ -179,11 +179,11 @@ pub fn prepared<C: Classifier + ?Sized>(model: &C, x: &Pixels) -> Result<()> {
     let ids: Vec<u32> = (0..x.len() as u32).collect();
     let run = Run::new(29, x.tensor().device());
     let (pass, cache) = (run.eval(&ids), PreparedCache::default());
-    let kept = crate::Pass {
+    let kept = Pass {
         prepared: Some(&cache),
         ..pass
     };
-    let both = |pass: &crate::Pass<'_>| -> Result<Vec<u32>> {
+    let both = |pass: &Pass<'_>| -> Result<Vec<u32>> {
         let (logits, slopes) = gradient(x, pass, |x| Ok(model.logits(x, pass)?.sqr()?.sum(1)?))?;
         let mut bits = Vec::new();
         for t in [logits, slopes] {
